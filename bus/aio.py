@@ -1,0 +1,136 @@
+"""The asyncio client: many calls at once over one connection.
+
+One reader task hands each answer to the future of its call id. (A reader per call would not do: a
+cancelled `zmq.asyncio` receive gives its answer to the next caller.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TypeVar
+
+import zmq
+import zmq.asyncio
+
+from bus import wire
+from bus.address import validate_address
+from bus.dealer import (
+    DEALER_OPTIONS,
+    WATCHED_EVENTS,
+    answer,
+    call_id_of,
+    deadline_exceeded,
+    means_connected,
+    outgoing,
+    unavailable,
+)
+from bus.schema import Message, Notice, Request
+
+R = TypeVar("R")
+
+
+class AsyncClient:
+    """One connection to one incarnation of a server; use `await AsyncClient.connect(address)`."""
+
+    def __init__(self, address: str, *, max_message_bytes: int = wire.MAX_MESSAGE_BYTES) -> None:
+        self.address = validate_address(address)
+        self.epoch = wire.NO_EPOCH
+        self._max_message_bytes = max_message_bytes
+        self._call_ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._settled = asyncio.Event()  # the first event of the connection has come
+        self._lost = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        for option, value in DEALER_OPTIONS:
+            self._socket.setsockopt(option, value)
+        self._monitor = self._socket.get_monitor_socket(WATCHED_EVENTS)
+
+    @classmethod
+    async def connect(cls, address: str, *, timeout_s: float = 5.0) -> AsyncClient:
+        """A connected client; `Unavailable` at once if nobody listens, else after `timeout_s`."""
+        client = cls(address)
+        try:
+            client._tasks = [
+                asyncio.create_task(client._watch()),
+                asyncio.create_task(client._read()),
+            ]
+            client._socket.connect(address)
+            async with asyncio.timeout(timeout_s):
+                await client._settled.wait()
+            if not client.connected:
+                raise unavailable(address, "nobody listens there")
+        except TimeoutError:
+            await client.close()
+            raise unavailable(address, f"no connection within {timeout_s:g} s") from None
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def connected(self) -> bool:
+        """False for ever once the connection is lost."""
+        return self._settled.is_set() and not self._lost.is_set()
+
+    async def wait_lost(self) -> None:
+        """Return when the connection is lost."""
+        await self._lost.wait()
+
+    async def call(self, request: Request[R], timeout_s: float = 5.0) -> R:
+        """Send a request and await its answer; raises what `bus.Client.call` raises."""
+        call_id = next(self._call_ids)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = future
+        try:
+            await self._send(wire.REQUEST, call_id, request)
+            async with asyncio.timeout(timeout_s):
+                return answer(request, await future)
+        except TimeoutError:
+            raise deadline_exceeded(self.address, request, timeout_s) from None
+        finally:
+            del self._waiting[call_id]
+
+    async def notify(self, notice: Notice) -> None:
+        """Send a one-way message; raises `Unavailable` if it cannot even be queued."""
+        await self._send(wire.NOTICE, next(self._call_ids), notice)
+
+    async def close(self) -> None:
+        """Drop the connection; open calls end as `Unavailable`."""
+        self._give_up("the client was closed")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._socket.close(linger=0)
+
+    async def _send(self, kind: int, call_id: int, message: Message) -> None:
+        data = outgoing(kind, call_id, self.epoch, message, self._max_message_bytes)
+        if not self.connected:
+            raise unavailable(self.address, "not connected")
+        try:
+            await self._socket.send(data, zmq.DONTWAIT)
+        except zmq.Again:
+            raise unavailable(self.address, "not connected, or its queue is full") from None
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._socket.recv()
+            future = self._waiting.get(call_id_of(data))
+            if future is not None and not future.done():
+                future.set_result(data)
+
+    async def _watch(self) -> None:
+        while True:
+            if not means_connected(await self._monitor.recv_multipart()):
+                self._give_up("the connection broke while the call was open")
+            self._settled.set()
+
+    def _give_up(self, why: str) -> None:
+        self._lost.set()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(unavailable(self.address, why))

@@ -1,0 +1,283 @@
+"""The server side: one ROUTER socket, one thread, one loop.
+
+Each well-framed request gets exactly one answer: what its handler returned, the error it raised,
+or, if the handler returned `DEFERRED`, whatever is given to its `Call` later. A peer that does not
+read its answers loses them (the socket never blocks); `on_undeliverable` is told, so that what an
+answer granted can be taken back. Bytes that are not well framed cost the peer its connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+import zmq
+
+from bus import wire
+from bus.address import validate_address
+from bus.errors import (
+    BadMessage,
+    CallError,
+    HandlerFailed,
+    StaleEpoch,
+    UnknownMessage,
+    WrongVersion,
+)
+from bus.schema import Message, Notice, Request, message_name, reply_type, request_decoder
+
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+DEFERRED: Final[Any] = object()
+"""What a handler returns to keep its call open; it then owes the `Call` an answer."""
+
+TICK_S = 0.1
+"""The longest the loop sleeps: bounds how late a timer or a stop may be on an idle server."""
+
+_DECODER_FAULTS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the sender's fault
+
+
+@dataclass(slots=True)
+class ServerCounters:
+    """What a server saw since it started."""
+
+    messages: int = 0
+    errors: int = 0
+    not_well_framed: int = 0
+    undeliverable: int = 0
+
+
+class Call:
+    """One open request. `peer` is the sender's routing id: unique, never used again."""
+
+    __slots__ = ("_server", "call_id", "peer")
+
+    def __init__(self, server: Server, peer: bytes, call_id: int) -> None:
+        self._server = server
+        self.peer = peer
+        self.call_id = call_id
+
+    def answer(self, reply: Any) -> None:
+        """Answer a deferred call."""
+        self._server._send(self, wire.frame(wire.REPLY, self.call_id, self._server.epoch, reply))
+
+    def fail(self, error: CallError) -> None:
+        """Answer a deferred call with an error."""
+        self._server.counters.errors += 1
+        self._server._send(self, wire.error_frame(self.call_id, self._server.epoch, error))
+
+
+Handler = Callable[[Call, Any], Any]
+
+
+@dataclass(slots=True)
+class _Timer:
+    every_s: float
+    due_s: float
+    callback: Callable[[float], None]
+
+
+class Server:
+    """A bus server. Not thread-safe, except for `stop`."""
+
+    def __init__(
+        self,
+        messages: Sequence[type[Message]],
+        *,
+        epoch: int,
+        max_message_bytes: int = wire.MAX_MESSAGE_BYTES,
+        queue_messages: int = 256,
+        on_undeliverable: Callable[[Call], None] | None = None,
+    ) -> None:
+        """`queue_messages`: answers that wait for a slow peer before further ones are lost."""
+        self.epoch = epoch
+        self.counters = ServerCounters()
+        self._messages = {message_name(kind): kind for kind in messages}
+        self._handlers: dict[type[Message], Handler] = {}
+        self._decode = request_decoder(messages).decode
+        self._on_undeliverable = on_undeliverable
+        self._timers: list[_Timer] = []
+        self._stopping = False
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        self._socket.setsockopt(zmq.SNDHWM, queue_messages)
+        self._socket.setsockopt(zmq.RCVHWM, queue_messages)
+        self._socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
+
+    def on(self, kind: type[Request[R]], handler: Callable[[Call, Any], R]) -> None:
+        """Answer requests of `kind` with what `handler(call, message)` returns or raises."""
+        self._register(kind, handler)
+
+    def on_notice(self, kind: type[Notice], handler: Callable[[Call, Any], None]) -> None:
+        """Hand one-way messages of `kind` to `handler(call, message)`."""
+        self._register(kind, handler)
+
+    def every(self, seconds: float, callback: Callable[[float], None]) -> None:
+        """Call `callback(now_s)` about every so many seconds, between two messages."""
+        self._timers.append(_Timer(seconds, time.monotonic() + seconds, callback))
+
+    def bind(self, address: str) -> str:
+        """Listen at `address`; returns it with the port filled in.
+
+        A socket file is 0600 from the start.
+        """
+        validate_address(address)
+        previous = os.umask(0o177)
+        try:
+            self._socket.bind(address)
+        finally:
+            os.umask(previous)
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def stop(self) -> None:
+        """End `run` within a tick. May be called from a signal handler or another thread."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Serve until `stop`. Refuses to start while a declared message has no handler."""
+        missing = sorted(
+            name for name, kind in self._messages.items() if kind not in self._handlers
+        )
+        if missing:
+            raise TypeError(f"no handler for: {', '.join(missing)}")
+        clock = time.monotonic
+        due_s = self._run_timers(clock())
+        while not self._stopping:
+            try:
+                peer = self._socket.recv()
+                frame = self._socket.recv(copy=False)
+            except zmq.Again:
+                due_s = self._run_timers(clock())
+                continue
+            self._serve(peer, frame)
+            now_s = clock()
+            if now_s >= due_s:
+                due_s = self._run_timers(now_s)
+
+    def close(self) -> None:
+        """Close the socket; answers that a peer has not yet taken are dropped."""
+        self._context.destroy(linger=0)
+
+    def _register(self, kind: type[Message], handler: Handler) -> None:
+        function = getattr(handler, "__func__", handler)
+        hints = typing.get_type_hints(function)
+        annotated = [hint for name, hint in hints.items() if name != "return"][-1:]
+        returned = hints.get("return", Any)
+        expected = reply_type(kind) if issubclass(kind, Request) else type(None)
+        if annotated != [kind] or returned not in (expected, Any):
+            raise TypeError(
+                f"{function.__qualname__} is annotated {annotated} -> {returned},"
+                f" but {kind.__name__} is answered with {expected}"
+            )
+        if kind not in self._messages.values():
+            raise TypeError(f"{kind.__name__} is not among this server's messages")
+        self._handlers[kind] = handler
+
+    def _run_timers(self, now_s: float) -> float:
+        for timer in self._timers:
+            if now_s >= timer.due_s:
+                timer.due_s = now_s + timer.every_s
+                try:
+                    timer.callback(now_s)
+                except Exception:  # a timer's fault must not end the service of everybody
+                    log.exception("timer %s failed", timer.callback)
+        return min((timer.due_s for timer in self._timers), default=float("inf"))
+
+    def _serve(self, peer: bytes, frame: zmq.Frame) -> None:
+        self.counters.messages += 1
+        data = frame.bytes
+        try:
+            if frame.more:
+                raise wire.NotWellFramed("more than one frame")
+            version, kind, call_id, epoch = wire.parse(data)
+            if kind not in (wire.REQUEST, wire.NOTICE):
+                raise wire.NotWellFramed(f"a frame of kind {kind} is no request")
+        except wire.NotWellFramed as fault:
+            self._disconnect(frame, fault)
+            return
+        call = Call(self, peer, call_id)
+        try:
+            answer = self._handle(call, version, epoch, data)
+        except CallError as error:
+            if kind == wire.REQUEST:
+                call.fail(error)
+            return
+        if kind == wire.REQUEST and answer is not DEFERRED:
+            call.answer(answer)
+
+    def _handle(self, call: Call, version: int, epoch: int, data: bytes) -> Any:
+        if version != wire.PROTOCOL_VERSION:
+            raise WrongVersion(
+                f"the message is of protocol version {version}, this server speaks"
+                f" {wire.PROTOCOL_VERSION}: upgrade the older of the two",
+                version=version,
+                expected=wire.PROTOCOL_VERSION,
+            )
+        if epoch not in (wire.NO_EPOCH, self.epoch):
+            raise StaleEpoch(
+                f"the message is for epoch {epoch}, this server's is {self.epoch}: say hello again",
+                epoch=epoch,
+                expected=self.epoch,
+            )
+        try:
+            message = self._decode(memoryview(data)[wire.HEADER.size :])
+        except _DECODER_FAULTS as fault:
+            raise self._undecodable(data, fault) from None
+        try:
+            return self._handlers[type(message)](call, message)
+        except CallError:
+            raise
+        except Exception as fault:
+            name = message_name(type(message))
+            log.exception("handler of %s failed", name)
+            raise HandlerFailed(
+                f"{name} failed in the server: {type(fault).__name__}: {fault}"
+            ) from None
+
+    def _undecodable(self, data: bytes, fault: Exception) -> CallError:
+        try:
+            body = msgspec.msgpack.decode(
+                memoryview(data)[wire.HEADER.size :], type=list[msgspec.Raw]
+            )
+            name = msgspec.msgpack.decode(body[0], type=str)
+        except (*_DECODER_FAULTS, IndexError):
+            return BadMessage(f"the body is not a message: {fault}")
+        if name not in self._messages:
+            return UnknownMessage(
+                f"unknown message {name[:64]!r}; known are {', '.join(self._messages)}"
+            )
+        return BadMessage(f"{name}: {fault}")
+
+    def _send(self, call: Call, data: bytes) -> None:
+        try:
+            self._socket.send(call.peer, zmq.SNDMORE | zmq.DONTWAIT)
+            self._socket.send(data, zmq.DONTWAIT)
+        except zmq.ZMQError as fault:  # EHOSTUNREACH: gone; EAGAIN: it does not read
+            if fault.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self.counters.undeliverable += 1
+            if self._on_undeliverable is not None:
+                self._on_undeliverable(call)
+
+    def _disconnect(self, frame: zmq.Frame, fault: wire.NotWellFramed) -> None:
+        """End the connection that `frame` came by; libzmq notices as if the peer had left."""
+        self.counters.not_well_framed += 1
+        descriptor = frame.get(zmq.SRCFD)
+        while frame.more:
+            frame = self._socket.recv(copy=False)
+        log.warning("dropped a connection: not well framed: %s", fault)
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+        except OSError:  # it has left already
+            pass
