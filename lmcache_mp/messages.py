@@ -53,7 +53,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hello(Request[Welcome], frozen=True, kw_only=True):
-    """First message of a connection. Without `client_id`: an observer, for lookups and operations."""
+    """First message of a connection. Without `client_id`: an observer, for lookups and ops."""
 
     who: Annotated[str, Meta(max_length=128)]
     pid: int
