@@ -1,10 +1,10 @@
 """A typed message bus over ZMQ ROUTER/DEALER. It knows nothing of caches.
 
-Reading order: `errors`, `schema`, `wire`, `address`, then `server`, `client`, `aio`.
+Reading order: `errors`, `schema`, `wire`, `address`, then `server`, `client`, `aio`. The last is
+imported by its own name, `from bus.aio import AsyncClient`: most processes need no asyncio.
 """
 
 from bus.address import BadAddress, validate_address
-from bus.aio import AsyncClient
 from bus.client import Client, PendingCall
 from bus.errors import (
     BadMessage,
@@ -26,7 +26,6 @@ from bus.wire import PROTOCOL_VERSION
 __all__ = [
     "DEFERRED",
     "PROTOCOL_VERSION",
-    "AsyncClient",
     "BadAddress",
     "BadMessage",
     "BusError",

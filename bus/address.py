@@ -19,9 +19,14 @@ def validate_address(address: str) -> str:
             f"bus address {address!r}: expected ipc:///path/of/socket or tcp://host:port"
         )
     if scheme == "ipc":
-        length = len(rest.encode())
+        try:
+            length = len(rest.encode())
+        except UnicodeEncodeError:
+            raise BadAddress(f"bus address {address!r}: the path is not UTF-8") from None
         if not rest.startswith("/"):
             raise BadAddress(f"bus address {address!r}: the path must be absolute")
+        if "\0" in rest:
+            raise BadAddress(f"bus address {address!r}: the path has a NUL byte in it")
         if length > MAX_SOCKET_PATH_BYTES:
             raise BadAddress(
                 f"socket path {rest!r} is {length} bytes long, a Unix socket's may have"
@@ -29,7 +34,7 @@ def validate_address(address: str) -> str:
             )
         return address
     host, _, port = rest.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise BadAddress(f"bus address {address!r}: expected tcp://host:port")
     return address
 

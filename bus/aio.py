@@ -42,7 +42,8 @@ class AsyncClient:
         self._settled = asyncio.Event()  # the first event of the connection has come
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        context = zmq.asyncio.Context(shadow=zmq.Context.instance())  # one I/O thread for all
+        self._socket = context.socket(zmq.DEALER)
         for option, value in DEALER_OPTIONS:
             self._socket.setsockopt(option, value)
         self._monitor = self._socket.get_monitor_socket(WATCHED_EVENTS)

@@ -57,10 +57,12 @@ class PendingCall(Generic[R]):
 
     def result(self, timeout_s: float = 5.0) -> R:
         """The answer; raises what `Client.call` raises."""
+        self._client._check_owner()
         return self._client._result(self._request, self.call_id, timeout_s)
 
     def done(self) -> bool:
         """Whether `result` would return or raise at once."""
+        self._client._check_owner()
         return self._client._arrived(self.call_id)
 
 
@@ -123,6 +125,7 @@ class Client:
 
     def notify(self, notice: Notice) -> None:
         """Send a one-way message; raises `Unavailable` if it cannot even be queued."""
+        self._check_owner()
         self._send(wire.NOTICE, notice)
 
     def close(self) -> None:
@@ -142,7 +145,14 @@ class Client:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def _check_owner(self) -> None:
+        if self._owner[1] != threading.get_ident() or self._owner[0] != os.getpid():
+            raise WrongThread(
+                "a bus client belongs to the thread that made it: make one per thread"
+            )
+
     def _request(self, request: Request[Any]) -> int:
+        self._check_owner()
         if len(self._open) >= MAX_OPEN_CALLS:
             self._await_room(self._has_room_for_a_call, zmq.POLLIN)
         call_id = self._send(wire.REQUEST, request)
@@ -150,10 +160,6 @@ class Client:
         return call_id
 
     def _send(self, kind: int, message: Message) -> int:
-        if self._owner[1] != threading.get_ident() or self._owner[0] != os.getpid():
-            raise WrongThread(
-                "a bus client belongs to the thread that made it: make one per thread"
-            )
         call_id = next(self._call_ids)
         data = outgoing(kind, call_id, self.epoch, message, self._max_message_bytes)
         if self._closed:

@@ -8,10 +8,12 @@ answer granted can be taken back. Bytes that are not well framed cost the peer i
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import time
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,7 +68,13 @@ class Call:
 
     def answer(self, reply: Any) -> None:
         """Answer a deferred call."""
-        self._server._send(self, wire.frame(wire.REPLY, self.call_id, self._server.epoch, reply))
+        try:
+            data = wire.frame(wire.REPLY, self.call_id, self._server.epoch, reply)
+        except Exception as fault:  # it cannot be encoded; the caller is answered all the same
+            log.exception("answer %.200r cannot be encoded", reply)
+            self.fail(HandlerFailed(f"the answer cannot be encoded: {sentence_of(fault)}"))
+            return
+        self._server._send(self, data)
 
     def fail(self, error: CallError) -> None:
         """Answer a deferred call with an error."""
@@ -75,6 +83,11 @@ class Call:
 
 
 Handler = Callable[[Call, Any], Any]
+
+
+def sentence_of(fault: Exception) -> str:
+    """Class and text of an exception, also of one whose `str` raises."""
+    return "".join(traceback.format_exception_only(fault)).strip()
 
 
 @dataclass(slots=True)
@@ -109,6 +122,9 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        # A ZAP domain refuses peers of ZMTP 1 and 2, that is any raw bytes: their messages do not
+        # say which connection they came by. There is no ZAP handler, so it asks nothing else.
+        self._socket.setsockopt(zmq.ZAP_DOMAIN, b"bus")
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.SNDHWM, queue_messages)
         self._socket.setsockopt(zmq.RCVHWM, queue_messages)
@@ -203,7 +219,7 @@ class Server:
             if kind not in (wire.REQUEST, wire.NOTICE):
                 raise wire.NotWellFramed(f"a frame of kind {kind} is no request")
         except wire.NotWellFramed as fault:
-            self._disconnect(frame, fault)
+            self._disconnect(peer, frame, fault)
             return
         call = Call(self, peer, call_id)
         try:
@@ -211,6 +227,8 @@ class Server:
         except CallError as error:
             if kind == wire.REQUEST:
                 call.fail(error)
+            else:
+                self.counters.errors += 1
             return
         if kind == wire.REQUEST and answer is not DEFERRED:
             call.answer(answer)
@@ -240,9 +258,7 @@ class Server:
         except Exception as fault:
             name = message_name(type(message))
             log.exception("handler of %s failed", name)
-            raise HandlerFailed(
-                f"{name} failed in the server: {type(fault).__name__}: {fault}"
-            ) from None
+            raise HandlerFailed(f"{name} failed in the server: {sentence_of(fault)}") from None
 
     def _undecodable(self, data: bytes, fault: Exception) -> CallError:
         try:
@@ -269,15 +285,28 @@ class Server:
             if self._on_undeliverable is not None:
                 self._on_undeliverable(call)
 
-    def _disconnect(self, frame: zmq.Frame, fault: wire.NotWellFramed) -> None:
+    def _disconnect(self, peer: bytes, frame: zmq.Frame, fault: wire.NotWellFramed) -> None:
         """End the connection that `frame` came by; libzmq notices as if the peer had left."""
         self.counters.not_well_framed += 1
         descriptor = frame.get(zmq.SRCFD)
         while frame.more:
             frame = self._socket.recv(copy=False)
         log.warning("dropped a connection: not well framed: %s", fault)
+        if (begun := self._begin_answer(peer)) is None:
+            return  # it has left, and its descriptor may be another connection's by now
+        with (
+            contextlib.suppress(OSError),
+            socket.fromfd(descriptor, socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+        ):
+            connection.shutdown(socket.SHUT_RDWR)
+        if begun:
+            self._socket.send(b"", zmq.DONTWAIT)  # what was begun must end; it reaches nobody
+
+    def _begin_answer(self, peer: bytes) -> bool | None:
+        """Whether an answer was begun, which must then be ended; None if the peer is gone."""
+        self._socket.getsockopt(zmq.EVENTS)  # lets the socket hear of who has left
         try:
-            with socket.socket(fileno=os.dup(descriptor)) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
-        except OSError:  # it has left already
-            pass
+            self._socket.send(peer, zmq.SNDMORE | zmq.DONTWAIT)
+        except zmq.ZMQError as fault:
+            return None if fault.errno == zmq.EHOSTUNREACH else False
+        return True

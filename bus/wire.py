@@ -52,9 +52,16 @@ def frame(kind: int, call_id: int, epoch: int, body: Any) -> bytes:
 
 
 def error_frame(call_id: int, epoch: int, error: CallError) -> bytes:
-    """The frame that answers a call with an error."""
-    reply = ErrorReply(type(error).code, error.message, error.values)
-    return frame(ERROR, call_id, epoch, reply)
+    """The frame that answers a call with an error, whatever its sentence and values are.
+
+    A sentence may quote a path that is no UTF-8, a value may be too large: those cannot be written.
+    """
+    code = type(error).code
+    try:
+        return frame(ERROR, call_id, epoch, ErrorReply(code, error.message, error.values))
+    except (UnicodeEncodeError, OverflowError, TypeError):
+        readable = error.message.encode("utf-8", "backslashreplace").decode()
+        return frame(ERROR, call_id, epoch, ErrorReply(code, readable, {}))
 
 
 def parse(data: bytes) -> tuple[int, int, int, int]:

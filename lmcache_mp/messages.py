@@ -45,6 +45,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     l1_id: bytes
     """Another id than before: everything that was mapped and leased is gone."""
     segment: Segment
+    chunk_tokens: int
+    """The server's default, for engines that have none of their own."""
     leases: list[int]
     """Of the leases named in `Hello`, those that the server knows too; no other is left."""
     may_lease: bool
@@ -61,10 +63,11 @@ class Hello(Request[Welcome], frozen=True, kw_only=True):
     """16 random bytes that also name the client's lock file `<run-dir>/clients/<hex>`."""
     lock_inode: int = 0
     boot_id: str = ""
+    known_epoch: int = 0
+    """The epoch this client was welcomed to last. If it is the server's still, this is one more
+    connection of the client and leaves its leases alone."""
     leases: tuple[int, ...] = ()
-    """What this client still holds. Others of its leases are taken back."""
-    first: bool = True
-    """False for further connections of one client: they leave its leases alone."""
+    """Otherwise: what the client still holds. Others of its leases are taken back."""
 
 
 class Goodbye(Request[Done], frozen=True):
@@ -238,7 +241,7 @@ class Heartbeat(Request[Done], frozen=True, kw_only=True):
     processes: dict[str, ProcessInfo]
 
 
-class Populated(Notice, frozen=True, kw_only=True):
+class Populated(Request[Done], frozen=True, kw_only=True):
     """From the helper process: so much of the segment, from its beginning, is backed by memory."""
 
     l1_id: bytes

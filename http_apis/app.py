@@ -1,0 +1,33 @@
+"""The application: its shared state, its errors, its routes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from http_apis import errors
+from http_apis.engine_link import EngineLink
+from http_apis.registry import HTTPAPIRegistry
+from lmcache_mp import __version__
+
+
+def create_app(bus_address: str, api_dirs: Iterable[Path] = ()) -> FastAPI:
+    """The application; while it runs it follows the engine behind `bus_address`."""
+
+    @asynccontextmanager
+    async def follow_engine(app: FastAPI) -> AsyncIterator[None]:
+        link = asyncio.create_task(EngineLink(bus_address, app.state).run(), name="engine link")
+        yield
+        link.cancel()
+        await asyncio.gather(link, return_exceptions=True)
+
+    app = FastAPI(title="lmcache-mp", version=__version__, lifespan=follow_engine)
+    app.state.engine = None
+    app.state.zmq_server = None
+    errors.install(app)
+    HTTPAPIRegistry(app, api_dirs).register_all_apis()
+    return app

@@ -1,0 +1,186 @@
+"""A status report as people like to see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmcache_mp.messages import (
+    CacheCounters,
+    ClientStatus,
+    L1Status,
+    NamespaceStatus,
+    ProcessInfo,
+    StatusReport,
+)
+from lmcache_mp.units import format_bytes
+
+GOOD_STATES = ("ready", "running")
+BAR_CELLS = 24
+PIPE_COLUMNS = 160  # nothing is cut off for grep
+
+
+def show(report: StatusReport, console: Console | None = None) -> None:
+    """Print a report to the terminal, or without colours to a pipe."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    console.print(
+        Group(
+            _title(report),
+            Text(),
+            _gauges(report.l1, report.counters),
+            Text(),
+            _processes(report.processes),
+            Text(),
+            _clients(report.clients),
+            Text(),
+            _namespaces(report.namespaces),
+        )
+    )
+
+
+def duration(seconds: float) -> str:
+    """About so long: `3 d 4 h`, `12 min`, `8 s`."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"
+
+
+def _title(report: StatusReport) -> Text:
+    return Text.assemble(
+        (_safe(report.server), "bold"),
+        "  ",
+        _state(report.state),
+        f"  up {duration(report.uptime_s)}, epoch {report.epoch}, lmcache-mp {report.version}\n",
+        (_safe("  ".join(report.bus.addresses)), "dim"),
+    )
+
+
+def _gauges(l1: L1Status, counters: CacheCounters) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(width=BAR_CELLS)
+    grid.add_column(justify="right")
+    grid.add_column()
+    grid.add_row(
+        "L1",
+        _bar(l1.used_bytes, l1.capacity_bytes),
+        _percent(l1.used_bytes, l1.capacity_bytes),
+        f"{format_bytes(l1.used_bytes)} of {format_bytes(l1.capacity_bytes)} in {_safe(l1.path)}",
+    )
+    if l1.populated_bytes < l1.capacity_bytes:
+        grid.add_row(
+            "populated",
+            _bar(l1.populated_bytes, l1.capacity_bytes),
+            _percent(l1.populated_bytes, l1.capacity_bytes),
+            Text(_safe(l1.populate_error) or "memory is being taken", "yellow"),
+        )
+    grid.add_row(
+        "hits",
+        _bar(counters.hit_chunks, counters.lookup_chunks),
+        _percent(counters.hit_chunks, counters.lookup_chunks),
+        f"{counters.hit_chunks:,} of {counters.lookup_chunks:,} chunks looked up",
+    )
+    grid.add_row(
+        "chunks",
+        "",
+        f"{l1.ready_chunks:,}",
+        f"{l1.leased_chunks:,} leased, {l1.incomplete_chunks:,} incomplete,"
+        f" {counters.evicted_chunks:,} evicted by {l1.eviction_policy}",
+    )
+    grid.add_row(
+        "traffic",
+        "",
+        "",
+        f"{format_bytes(counters.stored_bytes)} stored,"
+        f" {format_bytes(counters.retrieved_bytes)} retrieved,"
+        f" {counters.no_room_chunks:,} chunks found no room",
+    )
+    return grid
+
+
+def _processes(processes: dict[str, ProcessInfo]) -> Table:
+    return _table(
+        ("process", "pid", "state", "up", "restarts", ""),
+        (
+            (
+                _safe(name),
+                str(process.pid),
+                _state(process.state),
+                duration(process.uptime_s),
+                str(process.restarts),
+                Text.assemble(
+                    _safe(process.address),
+                    "  " if process.address and process.note else "",
+                    (_safe(process.note), "yellow"),
+                ),
+            )
+            for name, process in processes.items()
+        ),
+    )
+
+
+def _clients(clients: Sequence[ClientStatus]) -> RenderableType:
+    if not clients:
+        return Text("no clients", "dim")
+    return _table(
+        ("client", "pid", "connections", "leases", "leased chunks"),
+        (
+            (_safe(c.who), str(c.pid), str(c.connections), str(c.leases), f"{c.leased_chunks:,}")
+            for c in clients
+        ),
+    )
+
+
+def _namespaces(namespaces: Sequence[NamespaceStatus]) -> RenderableType:
+    if not namespaces:
+        return Text("no namespaces", "dim")
+    return _table(
+        ("model", "dtype", "tokens per chunk", "bytes per chunk", "chunks"),
+        (
+            (
+                _safe(n.namespace.model),
+                _safe(n.namespace.dtype),
+                str(n.namespace.chunk_tokens),
+                format_bytes(n.namespace.chunk_bytes),
+                f"{n.ready_chunks:,}",
+            )
+            for n in namespaces
+        ),
+    )
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for index, column in enumerate(columns):
+        table.add_column(column, style="bold" if index == 0 else "")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(_safe(state), "green" if state in GOOD_STATES else "yellow")
+
+
+def _bar(part: int, whole: int) -> Text:
+    filled = round(BAR_CELLS * part / whole) if whole else 0
+    return Text.assemble(("█" * filled, "cyan"), ("░" * (BAR_CELLS - filled), "dim"))
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def _safe(text: str) -> str:
+    """What others wrote, without anything that would move a terminal's cursor."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

@@ -1,0 +1,310 @@
+"""`CacheClient`: the verbs of the cache for one namespace and one shard.
+
+An inference engine must never fail because its cache did: every verb ends within `timeout_s` (a
+commit, for which something has been copied already, may wait as long for a server that restarts),
+and answers a miss or a skipped store where the server could not; see `_open`.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import bus
+from lmcache_mp import namespace as namespaces
+from lmcache_mp.client.leases import Pin, RetrieveHit, Slots, StoreBatch
+from lmcache_mp.client.session import Link, Session
+from lmcache_mp.errors import BadShard, LeaseNotFound
+from lmcache_mp.keys import ChunkKeys, ExtraKeys, TokenIds, chunk_keys
+from lmcache_mp.logging import init_logger
+from lmcache_mp.messages import (
+    Clear,
+    CommitStore,
+    Delete,
+    Lookup,
+    LookupReply,
+    PrepareRetrieve,
+    PrepareStore,
+    Touch,
+)
+from lmcache_mp.messages import Pin as PinMessage
+from lmcache_mp.namespace import Namespace
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = init_logger(__name__)
+
+COMMIT_RETRY_S = 0.01
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a client saw. Failures are those that were answered as a miss or a skipped store."""
+
+    lookup_chunks: int = 0
+    hit_chunks: int = 0
+    retrieved_chunks: int = 0
+    stored_chunks: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """By verb."""
+    last_failure: str = ""
+
+
+class CacheClient:
+    """Use from any thread; a forked child must make its own."""
+
+    def __init__(
+        self,
+        address: str,
+        namespace: Namespace,
+        *,
+        shard: int = 0,
+        fail_open: bool = True,
+        timeout_s: float = 2.0,
+        who: str = "client",
+    ) -> None:
+        self.namespace = namespaces.validated(namespace)
+        if not 0 <= shard < namespace.num_shards:
+            raise BadShard(f"shard {shard} of a namespace with {namespace.num_shards}", shard=shard)
+        self.shard = shard
+        self.fail_open = fail_open
+        self.counters = Counters()
+        self._session = Session(address, namespace, who, timeout_s)
+        self._timeout_s = timeout_s
+
+    @classmethod
+    def connect(
+        cls,
+        address: str,
+        namespace: Namespace,
+        *,
+        shard: int = 0,
+        fail_open: bool = True,
+        timeout_s: float = 2.0,
+        who: str = "client",
+    ) -> CacheClient:
+        """A client of the server at `address` (`ipc://<run-dir>/bus.sock`).
+
+        A server that is not there is tried again later; one that refuses the namespace or the
+        protocol raises its `CallError` here, whatever `fail_open` says.
+        """
+        cache = cls(
+            address, namespace, shard=shard, fail_open=fail_open, timeout_s=timeout_s, who=who
+        )
+        try:
+            cache._session.link()
+        except (bus.Unavailable, bus.DeadlineExceeded) as fault:
+            if not fail_open:
+                cache.close()
+                raise
+            cache._count("connect", fault)
+        except BaseException:
+            cache.close()
+            raise
+        return cache
+
+    def chunk_keys(
+        self, token_ids: TokenIds, *, salt: str = "", lora: str = "", extra: ExtraKeys = ()
+    ) -> ChunkKeys:
+        """The keys of a prompt's whole chunks; see `lmcache_mp.keys.chunk_keys`."""
+        return chunk_keys(self.namespace, token_ids, salt=salt, lora=lora, extra=extra)
+
+    def lookup(self, keys: ChunkKeys, *, hold_s: float = 0.0) -> LookupReply:
+        """How much of the prompt is here; with `hold_s` it is kept that long if it can be."""
+
+        def ask(link: Link) -> LookupReply:
+            return link.client.call(Lookup(link.namespace_id, keys.buffer, hold_s), self._timeout_s)
+
+        reply = self._open("lookup", ask, LookupReply(0))
+        self.counters.lookup_chunks += len(keys)
+        self.counters.hit_chunks += reply.hit_chunks
+        return reply
+
+    def store(self, keys: ChunkKeys) -> StoreBatch:
+        """Reserve room for what is missing; to be used as a context manager."""
+        return self.begin_store(keys)
+
+    def begin_store(self, keys: ChunkKeys) -> StoreBatch:
+        """As `store`, for a caller that commits or aborts later."""
+
+        def ask(link: Link) -> tuple[Slots, int]:
+            request = PrepareStore(link.namespace_id, keys.buffer, self.shard, keys.tenant)
+            lease_id, grant = self._lease(link, request)
+            slots = self._slots(lease_id, array("I", grant.indices), array("I", grant.slots))
+            slots.writable = True
+            return slots, grant.no_room_chunks
+
+        slots, no_room = self._open("store", ask, (Slots(), 0)) if len(keys) else (Slots(), 0)
+        return StoreBatch(slots, no_room, lambda s, w: self._commit(keys, s, w), self._release)
+
+    def retrieve(self, keys: ChunkKeys) -> RetrieveHit:
+        """Hold the longest prefix that is here; to be used as a context manager."""
+        return self.begin_retrieve(keys)
+
+    def begin_retrieve(self, keys: ChunkKeys) -> RetrieveHit:
+        """As `retrieve`, for a caller that releases later."""
+
+        def ask(link: Link) -> Slots:
+            request = PrepareRetrieve(link.namespace_id, keys.buffer)
+            lease_id, grant = self._lease(link, request)
+            addresses = array("I", grant.slots)
+            return self._slots(lease_id, array("I", range(len(addresses))), addresses)
+
+        slots = self._open("retrieve", ask, Slots()) if len(keys) else Slots()
+        self.counters.retrieved_chunks += len(slots)
+        return RetrieveHit(slots, self._release)
+
+    def pin(self, keys: ChunkKeys) -> Pin:
+        """Keep the longest prefix from eviction while this client lives, or until released."""
+
+        def ask(link: Link) -> tuple[int, int]:
+            lease_id, pinned = self._lease(link, PinMessage(link.namespace_id, keys.buffer))
+            if not pinned.chunks:
+                self._session.held.discard(lease_id)
+            return (lease_id if pinned.chunks else 0), pinned.chunks
+
+        lease_id, chunks = self._open("pin", ask, (0, 0))
+        return Pin(lease_id, chunks, self._session.give_back)
+
+    def touch(self, keys: ChunkKeys) -> int:
+        """Mark the longest prefix as just used; returns its chunks."""
+
+        def ask(link: Link) -> int:
+            return link.client.call(Touch(link.namespace_id, keys.buffer), self._timeout_s).chunks
+
+        return self._open("touch", ask, 0)
+
+    def delete(self, keys: ChunkKeys) -> int:
+        """Forget these chunks; returns how many were here."""
+
+        def ask(link: Link) -> int:
+            return link.client.call(Delete(link.namespace_id, keys.buffer), self._timeout_s).chunks
+
+        return self._open("delete", ask, 0)
+
+    def clear(self) -> int:
+        """Forget all chunks of this namespace; returns how many there were."""
+
+        def ask(link: Link) -> int:
+            request = Clear(namespace_id=link.namespace_id)
+            return link.client.call(request, self._timeout_s).cleared_chunks
+
+        return self._open("clear", ask, 0)
+
+    def close(self) -> None:
+        """Give back all that is held and disconnect. Idempotent."""
+        self._session.close()
+
+    def __enter__(self) -> CacheClient:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _open(self, verb: str, ask: Callable[[Link], T], otherwise: T) -> T:
+        """The one place where a verb fails open: `ask`, once more on a new connection if the old
+        one was dead, and `otherwise` with a count if the server cannot answer.
+        """
+        try:
+            try:
+                return ask(self._settled_link())
+            except bus.Unavailable:
+                self._session.lose_link()
+                return ask(self._settled_link())
+        except bus.BusError as fault:
+            self._count(verb, fault)
+            if isinstance(fault, bus.Unavailable):
+                self._session.lose_link()
+            if not self.fail_open:
+                raise
+            return otherwise
+
+    def _settled_link(self) -> Link:
+        if self._session.owed:
+            self._session.settle()
+        return self._session.link()
+
+    def _lease(self, link: Link, request: bus.Request[R]) -> tuple[int, R]:
+        """A call that grants a lease, and the lease's id. One that is answered too late is given
+        back unseen.
+        """
+        self._session.require_lease_right()
+        call = link.client.start(request)
+        self._session.held.add(call.call_id)
+        try:
+            return call.call_id, call.result(self._timeout_s)
+        except bus.CallError:
+            self._session.held.discard(call.call_id)
+            raise
+        except bus.BusError:  # it may have been granted all the same
+            self._session.owe(call.call_id)
+            raise
+
+    def _slots(self, lease_id: int, indices: array[int], addresses: array[int]) -> Slots:
+        if not addresses:
+            self._session.held.discard(lease_id)  # nothing granted, nothing to give back
+            return Slots()
+        return Slots(
+            lease_id,
+            indices,
+            addresses,
+            self._session.mapping,
+            self.shard * self.namespace.shard_bytes,
+            self.namespace.shard_bytes,
+        )
+
+    def _release(self, slots: Slots) -> None:
+        self._session.give_back(slots.lease_id)
+
+    def _commit(self, keys: ChunkKeys, slots: Slots, written: list[int]) -> int:
+        """Commit to the engine that lives: the one that granted the lease, or its successor."""
+        everything = len(written) == len(slots)
+        positions = None if everything else array("I", written).tobytes()
+        request = CommitStore(slots.lease_id, positions)
+        deadline_s = time.monotonic() + self._timeout_s
+        sent = False
+        while True:
+            try:
+                link = self._session.link()
+                if slots.lease_id not in self._session.held:
+                    raise LeaseNotFound(f"lease {slots.lease_id} did not outlive the server")
+                sent = True
+                taken = link.client.call(request, self._timeout_s).chunks
+                break
+            except bus.Unavailable as fault:
+                self._session.lose_link()
+                if time.monotonic() + COMMIT_RETRY_S > deadline_s:
+                    return self._commit_failed(fault)
+                time.sleep(COMMIT_RETRY_S)
+            except LeaseNotFound as fault:
+                if not sent:
+                    return self._commit_failed(fault)
+                taken = self._found(keys, slots, written)  # the answer to it may have been lost
+                break
+            except bus.BusError as fault:
+                self._session.give_back(slots.lease_id)
+                return self._commit_failed(fault)
+        self._session.held.discard(slots.lease_id)
+        self.counters.stored_chunks += taken
+        return taken
+
+    def _found(self, keys: ChunkKeys, slots: Slots, written: list[int]) -> int:
+        """How many of the chunks of a commit without an answer are here."""
+        wanted = b"".join(keys[slots.indices[position]] for position in written)
+        return self.lookup(ChunkKeys(wanted, keys.tenant)).l1_chunks
+
+    def _commit_failed(self, fault: bus.BusError) -> int:
+        self._count("commit", fault)
+        if not self.fail_open:
+            raise fault
+        return 0
+
+    def _count(self, verb: str, fault: bus.BusError) -> None:
+        failures = self.counters.failures
+        failures[verb] = failures.get(verb, 0) + 1
+        level = "warning" if str(fault) != self.counters.last_failure else "debug"
+        self.counters.last_failure = str(fault)
+        getattr(log, level)("%s failed open: %s", verb, fault)

@@ -1,0 +1,168 @@
+"""What a client holds while it copies: a store under way, a hit being read, a pin."""
+
+from __future__ import annotations
+
+import contextlib
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from lmcache_mp.client.mapping import Mapping
+
+
+@dataclass(slots=True)
+class Slots:
+    """Leased places in the mapping, seen as one shard. Empty where nothing was granted."""
+
+    lease_id: int = 0
+    indices: array[int] = field(default_factory=lambda: array("I"))
+    """Positions in the keys that were asked for."""
+    addresses: array[int] = field(default_factory=lambda: array("I"))
+    mapping: Mapping | None = None
+    shard_offset: int = 0
+    shard_bytes: int = 0
+    writable: bool = False
+    _views: list[memoryview] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def view(self, position: int) -> memoryview:
+        """The bytes of one slot, until `end_views`."""
+        assert self.mapping is not None
+        view = self.mapping.slot(self.addresses[position], self.shard_offset, self.shard_bytes)
+        if not self.writable:
+            view = view.toreadonly()
+        self._views.append(view)
+        return view
+
+    def end_views(self) -> None:
+        """Take the views back. (An array made of one lives on; it must not be used any more.)"""
+        for view in self._views:
+            with contextlib.suppress(BufferError):
+                view.release()
+        self._views.clear()
+
+
+class StoreBatch:
+    """Reserved slots for what is missing of a prompt. Fill them; leaving the `with` commits.
+
+    For copies that end later: `begin_store`, then `commit` or `abort` when they have ended.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        no_room_chunks: int,
+        commit: Callable[[Slots, list[int]], int],
+        abort: Callable[[Slots], None],
+    ) -> None:
+        self._slots = slots
+        self._commit = commit
+        self._abort = abort
+        self._handed_out: list[int] = []
+        self._open = bool(slots)
+        self.no_room_chunks = no_room_chunks
+        """Missing chunks that no room could be made for."""
+        self.committed_chunks = 0
+        """After the commit: how many chunks were taken."""
+
+    def __len__(self) -> int:
+        """Chunks to be written."""
+        return len(self._slots)
+
+    @property
+    def indices(self) -> list[int]:
+        """Which of the keys are to be written."""
+        return self._slots.indices.tolist()
+
+    def slots(self) -> Iterator[tuple[int, memoryview]]:
+        """`(index into the keys, writable view of shard_bytes)`, for what is missing only.
+
+        What is handed out is committed, what is not is aborted.
+        """
+        for position in range(len(self._slots)):
+            view = self._slots.view(position)
+            self._handed_out.append(position)
+            yield self._slots.indices[position], view
+
+    def commit(self) -> int:
+        """Publish what was handed out; returns how many chunks were taken. Once."""
+        if self._open:
+            self._open = False
+            self._slots.end_views()
+            self.committed_chunks = self._commit(self._slots, self._handed_out)
+        return self.committed_chunks
+
+    def abort(self) -> None:
+        """Give everything back unpublished."""
+        if self._open:
+            self._open = False
+            self._slots.end_views()
+            self._abort(self._slots)
+
+    def __enter__(self) -> StoreBatch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+class RetrieveHit:
+    """The longest prefix that was here, held for reading until released."""
+
+    def __init__(self, slots: Slots, release: Callable[[Slots], None]) -> None:
+        self._slots = slots
+        self._release = release
+        self._open = bool(slots)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks, from the first on."""
+        return len(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def slots(self) -> Iterator[tuple[int, memoryview]]:
+        """`(index into the keys, read-only view of shard_bytes)`."""
+        for position in range(len(self._slots)):
+            yield position, self._slots.view(position)
+
+    def release(self) -> None:
+        """Reading has ended. Once."""
+        if self._open:
+            self._open = False
+            self._slots.end_views()
+            self._release(self._slots)
+
+    def __enter__(self) -> RetrieveHit:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()
+
+
+class Pin:
+    """Chunks kept from eviction until released."""
+
+    def __init__(self, lease_id: int, chunks: int, release: Callable[[int], None]) -> None:
+        self._lease_id = lease_id
+        self._release = release
+        self.chunks = chunks
+        """How many, from the first on."""
+
+    def release(self) -> None:
+        """Let them go. Idempotent."""
+        if self._lease_id:
+            lease_id, self._lease_id = self._lease_id, 0
+            self._release(lease_id)
+
+    def __enter__(self) -> Pin:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.release()

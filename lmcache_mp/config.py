@@ -1,0 +1,304 @@
+"""The settings of a server. One field here is the flag, the YAML key, the environment variable,
+the default, the check and the help line; nothing else lists them.
+
+A `Config` that exists is valid: within its fields' bounds and consistent. Where values come from
+(flags, environment, a file) is the command line's business: `lmcache_mp.cli.sources`. The server's
+own processes read what the supervisor saved: `Config.load`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bus import BadAddress, validate_address
+from bus.address import is_loopback
+from lmcache_mp.logging import Format, Level
+from lmcache_mp.rundir import RunDir, default_run_dir
+from lmcache_mp.units import FORMS, Size
+
+ENV_PREFIX = "LMCACHE_MP_"
+MIN_L1_SIZE = Size("1MiB")
+
+
+class ConfigError(ValueError):
+    """A setting cannot be what it is; the sentence names it, its value and what is expected."""
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one server runs. A `form` replaces the general words for what a value may be."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}\Z",
+            description="Name of the server; servers of different names run side by side.",
+            extra={"form": "1 to 64 of A-Z a-z 0-9 . _ -, the first no dot or dash"},
+        ),
+    ] = "default"
+    run_dir: Annotated[
+        str | None,
+        Meta(
+            description="Directory of the bus socket and the locks. Unset: a directory of that name"
+            " below $XDG_RUNTIME_DIR, /run/user/UID, or (root) /var/lib, in lmcache-mp/.",
+            extra={"form": "a directory that only this user may write to"},
+        ),
+    ] = None
+    bus: Annotated[
+        tuple[str, ...],
+        Meta(
+            title="ADDRESS",
+            description="Further address of the bus, beside the socket in the run directory.",
+            extra={"form": "ipc:///path or tcp://host:port"},
+        ),
+    ] = ()
+    bus_insecure_loopback: Annotated[
+        bool,
+        Meta(
+            description="Allow tcp bus addresses on the loopback interface: every user of this host"
+            " can then read and write the cache."
+        ),
+    ] = False
+    l1_size: Annotated[
+        Size | None,
+        Meta(
+            description="Memory for the cache. Unset: half of what is free in the L1 directory, of"
+            " the memory available and of the cgroup's limit.",
+            extra={"form": f"{FORMS}; at least {MIN_L1_SIZE}"},
+        ),
+    ] = None
+    l1_dir: Annotated[
+        str,
+        Meta(
+            pattern="^/",
+            description="Directory of the L1 files: a tmpfs or hugetlbfs mount.",
+            extra={"form": "an absolute path"},
+        ),
+    ] = "/dev/shm"  # noqa: S108  # where shared memory is on Linux; the engine checks what it finds
+    keep_l1: Annotated[
+        bool | None,
+        Meta(
+            description="Keep L1 at a clean stop, for the next start to adopt (upgrades). Unset:"
+            " free it at a clean stop, adopt it after a crash. false: neither keep nor adopt."
+        ),
+    ] = None
+    drain_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="How long clients may finish what they hold when the server stops.",
+        ),
+    ] = 10.0
+    chunk_tokens: Annotated[
+        int,
+        Meta(ge=1, le=1 << 20, description="Tokens per chunk, for clients that ask."),
+    ] = 256
+    eviction_policy: Annotated[
+        Literal["lru"], Meta(description="Which chunk leaves L1 when another needs its room.")
+    ] = "lru"
+    http_host: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="Address that HTTP listens on. HTTP asks nobody for a password.",
+            extra={"form": "an IP address or a host name"},
+        ),
+    ] = "127.0.0.1"
+    http_port: Annotated[
+        int, Meta(ge=0, le=65535, description="Port that HTTP listens on; 0: any free one.")
+    ] = 8080
+    http_api_dir: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Directory with further *_api.py modules to serve.",
+            extra={"form": "the path of a directory"},
+        ),
+    ] = ()
+    log_level: Annotated[Level, Meta(description="The least severe lines to log.")] = "info"
+    log_format: Annotated[Format, Meta(description="Lines for people, or JSON lines.")] = "text"
+
+    def __post_init__(self) -> None:
+        for setting in settings():
+            setting.read(getattr(self, setting.key), "the program")
+        if self.l1_size is not None and self.l1_size < MIN_L1_SIZE:
+            raise ConfigError(f"l1_size: {self.l1_size} is less than {MIN_L1_SIZE}")
+        for address in self.bus:
+            self._check_address(address)
+
+    def resolved_run_dir(self) -> RunDir:
+        """The run directory, absolute; raises `RunDirError` if there is no default one."""
+        if self.run_dir is None:
+            return default_run_dir(self.name)
+        return RunDir(Path(os.path.abspath(os.path.expanduser(self.run_dir))))
+
+    def builtins(self) -> dict[str, Any]:
+        """Every key with its value as YAML would spell it."""
+        return {setting.key: _plain(getattr(self, setting.key)) for setting in settings()}
+
+    def save(self, run_dir: RunDir) -> None:
+        """Write the settings for the server's own processes: 0600, whole or not at all."""
+        draft = run_dir.config_file.with_suffix(f".{os.getpid()}")
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self.builtins()), indent=2))
+        draft.replace(run_dir.config_file)
+
+    @classmethod
+    def load(cls, run_dir: RunDir) -> Config:
+        """What `save` wrote; raises `ConfigError` if it is not there or was tampered with."""
+        try:
+            return msgspec.json.decode(
+                run_dir.config_file.read_bytes(), type=cls, dec_hook=_from_plain
+            )
+        except (OSError, msgspec.DecodeError) as fault:
+            raise ConfigError(f"settings in {run_dir.config_file}: {fault}") from None
+
+    def _check_address(self, address: str) -> None:
+        try:
+            validate_address(address)
+        except BadAddress as fault:
+            raise ConfigError(f"bus: {fault}") from None
+        if not is_loopback(address):
+            raise ConfigError(
+                f"bus: {address!r} can be reached from other hosts, which will require CURVE keys;"
+                " this version has none: use an ipc:// address"
+            )
+        if address.startswith("tcp://") and not self.bus_insecure_loopback:
+            raise ConfigError(
+                f"bus: {address!r} would open the cache to every user of this host: use an ipc://"
+                " address, or set bus_insecure_loopback if that is meant"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field of `Config`, as all who fill, check or explain it see it."""
+
+    key: str
+    type: Any  # the annotation: what msgspec converts to
+    shape: msgspec.inspect.Type  # the same, taken apart: without Meta and without None
+    optional: bool
+    default: Any
+    description: str
+    form: str
+    """What a value may be, in words."""
+    metavar: str
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return "--" + self.key.replace("_", "-")
+
+    @property
+    def env(self) -> str:
+        """Its environment variable."""
+        return ENV_PREFIX + self.key.upper()
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is a yes or a no."""
+        return isinstance(self.shape, msgspec.inspect.BoolType)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be given several times."""
+        return isinstance(self.shape, msgspec.inspect.VarTupleType)
+
+    @property
+    def default_text(self) -> str:
+        """The default as YAML would spell it."""
+        return spelled(self.default)
+
+    def read(self, value: Any, source: str, *, from_text: bool = False) -> Any:
+        """The value, converted and checked; raises `ConfigError` naming its source.
+
+        `from_text`: flags and the environment know no types, so "8080" may be a number there.
+        """
+        try:
+            return msgspec.convert(value, self.type, strict=not from_text, dec_hook=_from_plain)
+        except msgspec.ValidationError as fault:
+            if fault.__cause__ is not None:  # a sentence of the type's own
+                raise ConfigError(f"{self.key} from {source}: {fault}") from None
+            raise ConfigError(
+                f"{self.key} from {source}: {_plain(value)!r}: expected {self.form}"
+            ) from None
+
+
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """All settings, in the order of the fields."""
+    return tuple(_walk())
+
+
+def spelled(value: Any) -> str:
+    """A setting's value as YAML would spell it."""
+    plain = _plain(value)
+    if plain is None or plain == []:
+        return "unset"
+    return plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
+
+
+def _walk() -> Iterator[Setting]:
+    hints = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    described = msgspec.inspect.type_info(Config)
+    assert isinstance(described, msgspec.inspect.StructType)
+    for field in described.fields:
+        meta, shape, optional = _taken_apart(field.type)
+        form = str(meta.get("form") or _form(shape))
+        if isinstance(shape, msgspec.inspect.VarTupleType):
+            form = f"a list, each {form}"
+        last_word = field.name.rpartition("_")[2].upper()
+        yield Setting(
+            key=field.name,
+            type=hints[field.name],
+            shape=shape,
+            optional=optional,
+            default=field.default,
+            description=str(meta.get("description", "")),
+            form=form,
+            metavar=str(meta.get("title") or {"S": "SECONDS"}.get(last_word, last_word)),
+        )
+
+
+def _taken_apart(shape: msgspec.inspect.Type) -> tuple[dict[str, Any], msgspec.inspect.Type, bool]:
+    meta: dict[str, Any] = {}
+    if isinstance(shape, msgspec.inspect.Metadata):
+        meta = {**(shape.extra_json_schema or {}), **(shape.extra or {})}
+        shape = shape.type
+    if isinstance(shape, msgspec.inspect.UnionType):
+        (shape,) = (kind for kind in shape.types if not isinstance(kind, msgspec.inspect.NoneType))
+        return meta, shape, True
+    return meta, shape, False
+
+
+def _form(shape: msgspec.inspect.Type) -> str:
+    match shape:
+        case msgspec.inspect.LiteralType(values=values):
+            return " or ".join(str(value) for value in values)
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.IntType(ge=least, le=most):
+            return f"a whole number from {least} to {most}"
+        case msgspec.inspect.FloatType(ge=least, le=most):
+            return f"a number from {least} to {most}"
+    raise TypeError(f"say in Meta(extra={{'form': ...}}) what a value of {shape} may be")
+
+
+def _from_plain(kind: type, value: Any) -> Any:
+    """What msgspec asks for a type that is not its own: `Size`."""
+    return kind(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Size):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,204 @@
+"""Finding room for a chunk: a free slot, a free page, or somebody else's place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lmcache_mp.l1.order import ORDERS
+from lmcache_mp.l1.slab import PageTable, SizeClass, Slab, best_slab_pages
+from lmcache_mp.l1.slot import FREE, READY, Slot
+from lmcache_mp.l1.state_file import StateFile
+from lmcache_mp.messages import SLOT_UNIT_BYTES
+
+MAX_UNFINISHED_SHARE = 1 / 2
+"""Of L1: beyond, incomplete chunks that nobody writes are protected no longer."""
+
+RUNS_TRIED = 16
+"""Candidates looked at when pages are to change their class."""
+
+
+class Allocator:
+    """Owns pages, slabs and eviction orders. Whoever evicts is told through `forget`."""
+
+    def __init__(self, state: StateFile, policy: str, forget: Callable[[Slot], None]) -> None:
+        """`forget(slot)` takes an evicted chunk out of the index and the records."""
+        self._state = state
+        self._order = ORDERS[policy]
+        self._forget = forget
+        self._units_per_page = state.geometry.page_bytes // SLOT_UNIT_BYTES
+        self._uses = 0
+        self.pages = PageTable([None] * state.geometry.pages)
+        self.classes: dict[int, SizeClass] = {}
+        self.used_units = 0
+        self.unfinished_units = 0
+        self.evictions = 0
+        self.no_records: str = ""
+        """Why the last slab could not be made, if its records found no room."""
+
+    @property
+    def room_bytes(self) -> int:
+        """What L1 holds at most."""
+        return len(self.pages.owners) * self._units_per_page * SLOT_UNIT_BYTES
+
+    def size_class(self, chunk_bytes: int) -> SizeClass:
+        """The class for chunks of that size."""
+        units = max(1, -(-chunk_bytes // SLOT_UNIT_BYTES))
+        found = self.classes.get(units)
+        if found is None:
+            pages = best_slab_pages(units, self._units_per_page)
+            pages = min(pages, max(self._state.geometry.pages, -(-units // self._units_per_page)))
+            found = SizeClass(units, self._units_per_page, pages, self._order())
+            self.classes[units] = found
+        return found
+
+    def allocate(self, size_class: SizeClass, now_s: float) -> Slot | None:
+        """A slot for a new chunk, evicting if need be; None if all that could go is in use.
+
+        The caller makes the slot INCOMPLETE.
+        """
+        slot = size_class.take_free()
+        if slot is None and self._add_slab(size_class):
+            slot = size_class.take_free()
+        if slot is None and len(self.classes) > 1 and self._others_are_older(size_class, now_s):
+            slot = size_class.take_free()
+        if slot is None:
+            slot = self._evict(size_class, now_s)
+        if slot is None and self._take_pages(size_class, now_s, math.inf):
+            slot = size_class.take_free()
+        if slot is not None:
+            self.occupy(slot)
+        return slot
+
+    def occupy(self, slot: Slot) -> None:
+        """The slot is about to hold a chunk."""
+        self.used_units += slot.slab.size_class.slot_units
+
+    def free(self, slot: Slot) -> None:
+        """The slot holds nothing any more; its record is clear."""
+        self._vacate(slot)
+        slot.slab.size_class.free.append(slot)
+
+    def used_now(self, slot: Slot) -> None:
+        """A READY slot whose last lease ended: it may be evicted, later than all others."""
+        slab = slot.slab
+        self._uses += 1
+        slab.last_used = self._uses
+        slab.size_class.order.add(slot)
+
+    def await_others(self, slot: Slot, until_s: float) -> None:
+        """An INCOMPLETE chunk that nobody writes just now: keep it for its other ranks."""
+        size_class = slot.slab.size_class
+        slot.protected_until_s = until_s
+        size_class.unfinished[slot] = None
+        self.unfinished_units += size_class.slot_units
+
+    def written_again(self, slot: Slot) -> None:
+        """An INCOMPLETE chunk that waited is being written, or goes."""
+        size_class = slot.slab.size_class
+        del size_class.unfinished[slot]
+        self.unfinished_units -= size_class.slot_units
+
+    def restore_slab(self, first_page: int, pages: int, slot_units: int) -> Slab:
+        """The slab that a state file records, all its slots carved and for the caller to fill."""
+        size_class = self.size_class(slot_units * SLOT_UNIT_BYTES)
+        slab = self._slab(size_class, first_page, pages)
+        slab.carve(slab.capacity)
+        size_class.slabs.append(slab)
+        self.pages.give(slab)
+        return slab
+
+    def _vacate(self, slot: Slot) -> None:
+        slot.state = FREE
+        slot.users = slot.writers = slot.committed = 0
+        self.used_units -= slot.slab.size_class.slot_units
+
+    def _slab(self, size_class: SizeClass, first_page: int, pages: int) -> Slab:
+        return Slab(
+            size_class,
+            first_page=first_page,
+            pages=pages,
+            capacity=pages * self._units_per_page // size_class.slot_units,
+            base_address=first_page * self._units_per_page,
+            base_record=self._state.geometry.slot_record(first_page, 0),
+        )
+
+    def _add_slab(self, size_class: SizeClass) -> bool:
+        if size_class.searched_at == self.pages.changes:
+            return False
+        first = self.pages.free_run(size_class.slab_pages)
+        if first is None:
+            size_class.searched_at = self.pages.changes
+            return False
+        slab = self._slab(size_class, first, size_class.slab_pages)
+        try:
+            self._state.put_slab(first, slab.pages, size_class.slot_units, slab.capacity)
+        except OSError as fault:  # the state file's filesystem is full
+            self.no_records = f"no room for the records of a slab: {fault.strerror}"
+            size_class.searched_at = self.pages.changes
+            return False
+        self.no_records = ""
+        size_class.slabs.append(slab)
+        self.pages.give(slab)
+        return True
+
+    def _evict(self, size_class: SizeClass, now_s: float) -> Slot | None:
+        """A slot of the class whose chunk is given up."""
+        slot = next(iter(size_class.unfinished), None)
+        if slot is not None and (slot.evictable(now_s) or self._too_many_unfinished()):
+            self.written_again(slot)
+        else:
+            slot = size_class.order.victim()
+        if slot is None:
+            return None
+        self._give_up(slot)
+        size_class.evictions_until_comparison -= 1
+        return slot
+
+    def _too_many_unfinished(self) -> bool:
+        populated = self.pages.populated * self._units_per_page
+        return self.unfinished_units > populated * MAX_UNFINISHED_SHARE
+
+    def _give_up(self, slot: Slot) -> None:
+        self._forget(slot)
+        self._vacate(slot)
+        self.evictions += 1
+
+    def _others_are_older(self, size_class: SizeClass, now_s: float) -> bool:
+        """Take pages of another class if its longest unused slab is older than ours.
+
+        Looked at once in as many evictions as a slab has slots, for it walks all slabs.
+        """
+        if size_class.evictions_until_comparison > 0:
+            return False
+        size_class.evictions_until_comparison = size_class.slab_slots
+        oldest = min((slab.last_used for slab in size_class.slabs), default=math.inf)
+        return self._take_pages(size_class, now_s, oldest)
+
+    def _take_pages(self, size_class: SizeClass, now_s: float, older_than: float) -> bool:
+        """Give pages of other classes to this one: those whose youngest chunk is oldest."""
+        for age, first in self.pages.cheapest_runs(size_class.slab_pages)[:RUNS_TRIED]:
+            if age >= older_than:
+                return False
+            run = self.pages.owners[first : first + size_class.slab_pages]
+            slabs = {slab for slab in run if slab is not None}
+            if all(s.size_class is not size_class and s.idle(now_s) for s in slabs):
+                for slab in slabs:
+                    self._dissolve(slab)
+                return self._add_slab(size_class)
+        return False
+
+    def _dissolve(self, slab: Slab) -> None:
+        size_class = slab.size_class
+        for slot in slab.slots:
+            if slot.state == FREE:
+                continue
+            if slot.state == READY:
+                size_class.order.remove(slot)
+            else:
+                self.written_again(slot)
+            self._give_up(slot)
+        size_class.free = [slot for slot in size_class.free if slot.slab is not slab]
+        size_class.slabs.remove(slab)
+        self._state.drop_slab(slab.first_page)
+        self.pages.take_back(slab)

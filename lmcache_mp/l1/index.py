@@ -1,0 +1,127 @@
+"""Which chunk is where: one index per namespace."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from lmcache_mp import namespace as namespaces
+from lmcache_mp.errors import ChunkTooLarge, LimitReached, NamespaceConflict, NotRegistered
+from lmcache_mp.l1.allocator import Allocator
+from lmcache_mp.l1.slab import SizeClass
+from lmcache_mp.l1.slot import Slot
+from lmcache_mp.l1.state_file import NAMESPACE_BLOB_BYTES, StateFile
+from lmcache_mp.namespace import Namespace
+
+
+@dataclass(slots=True, eq=False)
+class NamespaceEntry:
+    """A registered namespace and its chunks by key."""
+
+    id: int
+    namespace: Namespace
+    size_class: SizeClass
+    generation: int = 0
+    """Grows with every clear; slots of an earlier one are of no account."""
+    ready: dict[bytes, Slot] = field(default_factory=dict)
+    incomplete: dict[bytes, Slot] = field(default_factory=dict)
+
+    @property
+    def all_shards(self) -> int:
+        """The bit set of a whole chunk."""
+        return (1 << self.namespace.num_shards) - 1
+
+
+@dataclass(slots=True)
+class Cleared:
+    """What was cleared and not yet swept: dicts that no namespace uses any more.
+
+    Clearing is thereby O(1); the slots are freed a few at a time, or by eviction before that.
+    """
+
+    dicts: deque[dict[bytes, Slot]] = field(default_factory=deque)
+
+    def pop(self) -> Slot | None:
+        """Some slot that is still in one of the dicts."""
+        while self.dicts:
+            if self.dicts[0]:
+                return self.dicts[0].popitem()[1]
+            self.dicts.popleft()
+        return None
+
+
+class Catalogue:
+    """The registered namespaces, by the id that stands for them on the bus and in records."""
+
+    def __init__(self, state: StateFile, allocator: Allocator) -> None:
+        self._state = state
+        self._allocator = allocator
+        self.entries: dict[int, NamespaceEntry] = {}
+
+    def __getitem__(self, namespace_id: int) -> NamespaceEntry:
+        entry = self.entries.get(namespace_id)
+        if entry is None:
+            raise NotRegistered(
+                f"namespace {namespace_id} is not registered here: send register_namespace first",
+                namespace_id=namespace_id,
+            )
+        return entry
+
+    def register(self, namespace: Namespace) -> NamespaceEntry:
+        """The entry of a namespace, known or new; what cannot be served is refused by name."""
+        namesake = None
+        for entry in self.entries.values():
+            if entry.namespace == namespace:
+                return entry
+            if entry.namespace.same_name(namespace):
+                namesake = entry
+        self._require_room(namespace)
+        if namesake is None:
+            return self.add(self._free_id(), 0, namespace)
+        self._require_unused(namesake, namespace)
+        return self.add(namesake.id, namesake.generation + 1, namespace)
+
+    def add(self, namespace_id: int, generation: int, namespace: Namespace) -> NamespaceEntry:
+        """Record a namespace under an id."""
+        blob = namespaces.encode(namespace)
+        if len(blob) > NAMESPACE_BLOB_BYTES:
+            raise LimitReached(
+                f"the namespace's fields take {len(blob)} bytes, its record has"
+                f" {NAMESPACE_BLOB_BYTES}: shorten its names",
+                limit=NAMESPACE_BLOB_BYTES,
+                bytes=len(blob),
+            )
+        size_class = self._allocator.size_class(namespace.chunk_bytes)
+        entry = NamespaceEntry(namespace_id, namespace, size_class, generation)
+        self._state.put_namespace(namespace_id, generation, blob)
+        self.entries[namespace_id] = entry
+        return entry
+
+    def _require_room(self, namespace: Namespace) -> None:
+        room = self._allocator.room_bytes
+        if namespace.chunk_bytes > room:
+            raise ChunkTooLarge(
+                f"one chunk of {namespace.model} is {namespace.chunk_bytes} bytes"
+                f" ({namespace.num_shards} shards of {namespace.shard_bytes}), L1 has {room}: raise"
+                " --l1-size or lower chunk_tokens",
+                chunk_bytes=namespace.chunk_bytes,
+                l1_bytes=room,
+            )
+
+    def _require_unused(self, entry: NamespaceEntry, by: Namespace) -> None:
+        if entry.ready or entry.incomplete:
+            raise NamespaceConflict(
+                f"namespace {by.model} ({by.dtype}, layout {by.layout!r}) has shards of"
+                f" {entry.namespace.shard_bytes} bytes and {len(entry.ready)} chunks here, and was"
+                f" registered again with {by.shard_bytes}: clear it first, or name the two layouts"
+                " differently",
+                shard_bytes=entry.namespace.shard_bytes,
+                asked_bytes=by.shard_bytes,
+            )
+
+    def _free_id(self) -> int:
+        limit = self._state.geometry.namespaces
+        for namespace_id in range(1, limit + 1):
+            if namespace_id not in self.entries:
+                return namespace_id
+        raise LimitReached(f"{limit} namespaces are registered, no more can be", limit=limit)

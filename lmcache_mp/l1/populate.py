@@ -1,0 +1,77 @@
+"""The helper process that backs the segment with memory, front to back, and reports how far it is.
+
+    python -m lmcache_mp.l1.populate --bus ADDRESS --segment PATH --l1-id HEX [--start BYTES]
+
+First touch of fresh shared memory costs many times a copy into warm memory, and takes seconds for
+a large L1; here it holds up nobody. Only what is populated is handed out, so nobody gets SIGBUS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import mmap
+import os
+
+import bus
+from lmcache_mp import process
+from lmcache_mp.madvise import (
+    MADV_HUGEPAGE,
+    MADV_POPULATE_WRITE,
+    NoMemoryLeft,
+    address_of,
+    madvise,
+)
+from lmcache_mp.messages import Populated
+
+STEP_BYTES = 64 << 20
+NICENESS = 5  # the engines that already work come first
+
+
+def main() -> None:
+    """Populate and report until done, or until there is no more room."""
+    parser = argparse.ArgumentParser(prog="lmcache_mp.l1.populate")
+    parser.add_argument("--bus", required=True)
+    parser.add_argument("--segment", required=True)
+    parser.add_argument("--l1-id", required=True)
+    parser.add_argument("--start", type=int, default=0)
+    options = parser.parse_args()
+    process.die_with_parent()
+    os.nice(NICENESS)
+    l1_id = bytes.fromhex(options.l1_id)
+    with bus.Client(options.bus) as client:
+        descriptor = os.open(options.segment, os.O_RDWR | os.O_CLOEXEC)
+        size = os.fstat(descriptor).st_size
+        done = options.start
+        with mmap.mmap(descriptor, size) as mapping:
+            address = address_of(mapping)
+            with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
+                madvise(address, size, MADV_HUGEPAGE)
+            while done < size:
+                length = min(STEP_BYTES, size - done)
+                try:
+                    _back(descriptor, address, done, length)
+                except OSError as fault:
+                    client.call(Populated(l1_id=l1_id, populated_bytes=done, error=_reason(fault)))
+                    return
+                done += length
+                client.call(Populated(l1_id=l1_id, populated_bytes=done))
+
+
+def _back(descriptor: int, address: int, start: int, length: int) -> None:
+    try:
+        madvise(address + start, length, MADV_POPULATE_WRITE)
+    except OSError as fault:
+        if fault.errno != errno.EINVAL:
+            raise
+        os.posix_fallocate(descriptor, start, length)  # an older kernel
+
+
+def _reason(fault: OSError) -> str:
+    full = isinstance(fault, NoMemoryLeft) or fault.errno == errno.ENOSPC
+    return "the file system or the memory is full" if full else str(fault.strerror)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,360 @@
+"""The state file: what a restarted engine needs to know, written before anything depends on it.
+
+Layout, all little-endian, over any writable buffer (a mapped file; a bytearray in tests):
+
+    header        4 KiB   magic, version, geometry, ids, CRC; then the mutable counters
+    namespaces    1 KiB each     state, length, generation, CRC, msgpack
+    pages         16 B a page    state, pages, slot units, CRC       (first page of each slab)
+    leases        1 KiB each     state, kind, shard, count, lease id, owner, CRC, slot addresses
+    slots         128 B a slot   see `SLOT_*`; sparse, backed when a slab is made
+
+Every record has one state byte: cleared first, set last. Stores to one process's mapping become
+visible in order, so a kill between two of them leaves a record that is absent, never one that is
+torn. What is mutable beside it (a shard's bit, a generation) is a single aligned store.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from zlib import crc32
+
+from lmcache_mp.messages import SLOT_UNIT_BYTES
+
+MAGIC = b"LMCMPST\x01"
+HEADER_BYTES = 4096
+EMPTY, VALID = 0x00, 0xA7
+INCOMPLETE, READY = 0x35, 0xCA
+"""State bytes: no flipped bit turns one into another."""
+NAMESPACE_BYTES = 1024
+LEASE_BYTES = 1024
+PAGE_BYTES = 16
+SLOT_RECORD_BYTES = 128
+
+_HEADER = struct.Struct("<8sQQQII16s40sI")  # magic, the fields of `Geometry`, crc
+_POPULATED = 1024  # mutable fields, each an aligned 8-byte word
+_EPOCH = 1032
+
+_NAMESPACE = struct.Struct("<BxHII")  # state, length, generation, crc
+NAMESPACE_BLOB_BYTES = NAMESPACE_BYTES - _NAMESPACE.size
+_PAGE = struct.Struct("<BxxxIII")  # state, pages, slot units, crc
+_LEASE = struct.Struct("<BBHHHIQ16sI")  # state, kind, shard, part, parts, count, id, owner, crc
+_LEASE_SLOTS = 64
+LEASE_SLOTS_PER_ENTRY = (LEASE_BYTES - _LEASE_SLOTS) // 4
+
+_SLOT = struct.Struct("<IIII32s8s")  # namespace, generation, address, crc, key, tenant
+_SLOT_FIXED = 48
+_SLOT_SEQUENCE = 8  # order of commits, for the eviction order after a restart
+_SLOT_COMMITTED = 16  # two bit sets of 16 bytes; a shard counts if both say so
+_SLOT_COMMITTED_AGAIN = 32
+
+Writable = memoryview
+
+
+class StateFileMismatch(Exception):
+    """The file is not this L1's: start cold. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What a state file and its segment agree on."""
+
+    l1_bytes: int
+    page_bytes: int
+    segment_inode: int
+    l1_id: bytes
+    """16 random bytes; with another id, everything that was mapped and leased is gone."""
+    boot_id: str
+    namespaces: int = 2048
+    """Namespaces that can be registered, and lease records (of 240 slots) that can be open."""
+    leases: int = 4096
+
+    @property
+    def pages(self) -> int:
+        """Whole pages of the segment."""
+        return self.l1_bytes // self.page_bytes
+
+    @property
+    def slots_per_page(self) -> int:
+        """Of the smallest size there is."""
+        return self.page_bytes // SLOT_UNIT_BYTES
+
+    @property
+    def pages_at(self) -> int:
+        """Offset of the page records."""
+        return HEADER_BYTES + self.namespaces * NAMESPACE_BYTES
+
+    @property
+    def leases_at(self) -> int:
+        """Offset of the lease records."""
+        end = self.pages_at + self.pages * PAGE_BYTES
+        return -(-end // HEADER_BYTES) * HEADER_BYTES
+
+    @property
+    def slots_at(self) -> int:
+        """Offset of the slot records."""
+        return self.leases_at + self.leases * LEASE_BYTES
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the state file, most of it a hole."""
+        return self.slots_at + self.pages * self.slots_per_page * SLOT_RECORD_BYTES
+
+    def slot_record(self, page: int, position: int) -> int:
+        """Offset of the record of the slot at a position of the slab that begins at `page`."""
+        return self.slots_at + (page * self.slots_per_page + position) * SLOT_RECORD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRecord:
+    """A slot record as found at the start."""
+
+    ready: bool
+    """Else incomplete."""
+    namespace_id: int
+    generation: int
+    address: int
+    key: bytes
+    tenant: bytes
+    committed: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """One entry of the lease table as found at the start; a long lease has several."""
+
+    entry: int
+    kind: int
+    shard: int
+    part: int
+    parts: int
+    lease_id: int
+    owner: bytes
+    addresses: array[int]
+
+
+class StateFile:
+    """Typed access to the records. It decides nothing; `L1` and `adopt` do."""
+
+    def __init__(
+        self,
+        buffer: Writable,
+        geometry: Geometry,
+        back: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """`back(offset, length)` makes the filesystem reserve room, or raises `OSError`."""
+        self.geometry = geometry
+        self.buffer = buffer
+        self._words = buffer[: len(buffer) // 8 * 8].cast("Q")
+        self._back = back
+
+    # --- header ---
+
+    def format(self) -> None:
+        """Write the header of a new, zeroed file."""
+        fields = self._header_fields(self.geometry)
+        _HEADER.pack_into(self.buffer, 0, *fields, crc32(_HEADER.pack(*fields, 0)))
+
+    @staticmethod
+    def _header_fields(g: Geometry) -> tuple[bytes | int, ...]:
+        sizes = (g.l1_bytes, g.page_bytes, g.segment_inode, g.namespaces, g.leases)
+        return (MAGIC, *sizes, g.l1_id, g.boot_id.encode().ljust(40, b"\0"))
+
+    @staticmethod
+    def read_geometry(buffer: Writable) -> Geometry:
+        """What the header says; raises `StateFileMismatch` if it cannot be believed."""
+        if len(buffer) < HEADER_BYTES:
+            raise StateFileMismatch(f"it has {len(buffer)} bytes, a header has {HEADER_BYTES}")
+        *fields, crc = _HEADER.unpack_from(buffer)
+        magic, l1_bytes, page_bytes, inode, namespaces, leases, l1_id, boot = fields
+        if magic != MAGIC:
+            raise StateFileMismatch(f"it begins with {magic!r}, this version's with {MAGIC!r}")
+        if crc != crc32(_HEADER.pack(*fields, 0)):
+            raise StateFileMismatch("its header fails its checksum")
+        geometry = Geometry(
+            l1_bytes=l1_bytes,
+            page_bytes=page_bytes,
+            segment_inode=inode,
+            l1_id=l1_id,
+            boot_id=boot.rstrip(b"\0").decode(),
+            namespaces=namespaces,
+            leases=leases,
+        )
+        if len(buffer) != geometry.file_bytes:
+            raise StateFileMismatch(f"it has {len(buffer)} bytes, not {geometry.file_bytes}")
+        return geometry
+
+    @property
+    def populated_bytes(self) -> int:
+        """How much of the segment is backed by memory."""
+        return self._words[_POPULATED >> 3]
+
+    @populated_bytes.setter
+    def populated_bytes(self, value: int) -> None:
+        self._words[_POPULATED >> 3] = value
+
+    @property
+    def epoch(self) -> int:
+        """The engine's incarnation that wrote here last."""
+        return self._words[_EPOCH >> 3]
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._words[_EPOCH >> 3] = value
+
+    # --- namespaces ---
+
+    def put_namespace(self, namespace_id: int, generation: int, blob: bytes) -> None:
+        """Record a namespace under its id, from 1 on."""
+        at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES
+        self.buffer[at] = EMPTY
+        self.buffer[at + _NAMESPACE.size : at + _NAMESPACE.size + len(blob)] = blob
+        _NAMESPACE.pack_into(self.buffer, at, 0, len(blob), generation, crc32(blob))
+        self.buffer[at] = VALID
+
+    def set_generation(self, namespace_id: int, generation: int) -> None:
+        """From now on, slots of another generation of the namespace are of no account."""
+        at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES + 4
+        self.buffer[at : at + 4].cast("I")[0] = generation
+
+    def namespaces(self) -> Iterator[tuple[int, int, bytes | None]]:
+        """`(id, generation, blob)` of all; the blob is None where it fails its checksum."""
+        for namespace_id in range(1, self.geometry.namespaces + 1):
+            at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES
+            state, length, generation, crc = _NAMESPACE.unpack_from(self.buffer, at)
+            if state == VALID:
+                blob = bytes(self.buffer[at + _NAMESPACE.size :][:length])
+                yield namespace_id, generation, blob if crc32(blob) == crc else None
+
+    # --- pages ---
+
+    def put_slab(self, page: int, pages: int, slot_units: int, slots: int) -> None:
+        """Record a slab; raises `OSError` if its slots' records find no room."""
+        first = self.geometry.slot_record(page, 0)
+        length = slots * SLOT_RECORD_BYTES
+        if self._back is not None:
+            self._back(first, length)
+        self.buffer[first : first + length] = bytes(length)
+        at = self.geometry.pages_at + page * PAGE_BYTES
+        crc = crc32(struct.pack("<III", page, pages, slot_units))
+        _PAGE.pack_into(self.buffer, at, 0, pages, slot_units, crc)
+        self.buffer[at] = VALID
+
+    def drop_slab(self, page: int) -> None:
+        """Forget a slab; its slots' records must be clear."""
+        self.buffer[self.geometry.pages_at + page * PAGE_BYTES] = EMPTY
+
+    def slabs(self) -> Iterator[tuple[int, int, int]]:
+        """`(first page, pages, slot units)` of all; pages is 0 where it fails its checksum."""
+        for page in range(self.geometry.pages):
+            at = self.geometry.pages_at + page * PAGE_BYTES
+            state, pages, slot_units, crc = _PAGE.unpack_from(self.buffer, at)
+            if state == VALID:
+                good = crc == crc32(struct.pack("<III", page, pages, slot_units))
+                yield page, pages if good else 0, slot_units
+
+    # --- slots ---
+
+    @staticmethod
+    def slot_seed(namespace_id: int, generation: int, tenant: bytes) -> int:
+        """The part of a slot record's checksum that a whole batch shares."""
+        return crc32(struct.pack("<II8s", namespace_id, generation, tenant))
+
+    def put_slot(
+        self, at: int, namespace_id: int, generation: int, address: int, key: bytes,
+        tenant: bytes, seed: int,
+    ) -> None:  # fmt: skip
+        """Record a reservation. `seed` is `slot_seed` of the same namespace and tenant."""
+        crc = crc32(key, seed ^ address)
+        _SLOT.pack_into(
+            self.buffer, at + _SLOT_FIXED, namespace_id, generation, address, crc, key, tenant
+        )  # fmt: skip
+        self.buffer[at] = INCOMPLETE
+
+    def clear_shards(self, at: int) -> None:
+        """No shard is committed; called before `put_slot` where chunks have several."""
+        self.buffer[at + _SLOT_COMMITTED : at + _SLOT_FIXED] = bytes(32)
+
+    def commit_shard(self, at: int, shard: int) -> None:
+        """One shard of several is whole."""
+        offset, bit = at + _SLOT_COMMITTED + (shard >> 3), 1 << (shard & 7)
+        self.buffer[offset] |= bit
+        self.buffer[offset + _SLOT_COMMITTED_AGAIN - _SLOT_COMMITTED] |= bit
+
+    def set_ready(self, at: int, sequence: int) -> None:
+        """The chunk is whole."""
+        self._words[(at + _SLOT_SEQUENCE) >> 3] = sequence
+        self.buffer[at] = READY
+
+    def clear_slot(self, at: int) -> None:
+        """The slot holds nothing."""
+        self.buffer[at] = EMPTY
+
+    def slot_empty(self, at: int) -> bool:
+        """Whether nothing is recorded."""
+        return self.buffer[at] == EMPTY
+
+    def slot(self, at: int) -> SlotRecord | None:
+        """The record of a slot that is not empty; None if it is damaged."""
+        state = self.buffer[at]
+        namespace_id, generation, address, crc, key, tenant = _SLOT.unpack_from(
+            self.buffer, at + _SLOT_FIXED
+        )
+        if crc32(key, self.slot_seed(namespace_id, generation, tenant) ^ address) != crc:
+            return None
+        if state not in (INCOMPLETE, READY):
+            return None
+        once = self.buffer[at + _SLOT_COMMITTED : at + _SLOT_COMMITTED_AGAIN]
+        again = self.buffer[at + _SLOT_COMMITTED_AGAIN : at + _SLOT_FIXED]
+        committed = int.from_bytes(once, "little") & int.from_bytes(again, "little")
+        return SlotRecord(
+            ready=state == READY,
+            namespace_id=namespace_id,
+            generation=generation,
+            address=address,
+            key=key,
+            tenant=tenant.rstrip(b"\0"),
+            committed=committed,
+            sequence=self._words[(at + _SLOT_SEQUENCE) >> 3],
+        )
+
+    # --- leases ---
+
+    def put_lease(
+        self, entry: int, kind: int, shard: int, part: tuple[int, int], lease_id: int,
+        owner: bytes, slots: bytes,
+    ) -> None:  # fmt: skip
+        """Record one part of several of a lease, before the lease is granted."""
+        at = self.geometry.leases_at + entry * LEASE_BYTES
+        self.buffer[at + _LEASE_SLOTS : at + _LEASE_SLOTS + len(slots)] = slots
+        fields = (kind, shard, *part, len(slots) // 4, lease_id, owner)
+        crc = crc32(slots, crc32(_LEASE.pack(0, *fields, 0)))
+        _LEASE.pack_into(self.buffer, at, 0, *fields, crc)
+        self.buffer[at] = VALID
+
+    def clear_lease(self, entry: int) -> None:
+        """The entry is free."""
+        self.buffer[self.geometry.leases_at + entry * LEASE_BYTES] = EMPTY
+
+    def lease_active(self, entry: int) -> bool:
+        """Whether the entry records a lease."""
+        return self.buffer[self.geometry.leases_at + entry * LEASE_BYTES] == VALID
+
+    def leases(self) -> Iterator[LeaseRecord | int]:
+        """All recorded leases; the number of the entry alone where it fails its checksum."""
+        for entry in range(self.geometry.leases):
+            at = self.geometry.leases_at + entry * LEASE_BYTES
+            state, *fields, crc = _LEASE.unpack_from(self.buffer, at)
+            kind, shard, part, parts, count, lease_id, owner = fields
+            if state != VALID:
+                continue
+            slots = bytes(self.buffer[at + _LEASE_SLOTS : at + LEASE_BYTES][: count * 4])
+            if crc32(slots, crc32(_LEASE.pack(0, *fields, 0))) != crc:
+                yield entry
+            else:
+                yield LeaseRecord(
+                    entry, kind, shard, part, parts, lease_id, owner, array("I", slots)
+                )

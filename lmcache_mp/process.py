@@ -1,0 +1,44 @@
+"""What every process of the server does about its parent: it does not outlive it.
+
+A parent starts its child from its main thread with `child_environment()`; the child calls
+`die_with_parent()` first of all. When the parent ends, however it ends, the child gets a SIGTERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PARENT_PID_VARIABLE = "LMCACHE_MP_PARENT_PID"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_parent_pid: int | None = None
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, and for the child the pid of its parent."""
+    return {**os.environ, PARENT_PID_VARIABLE: str(os.getpid())}
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for a SIGTERM at the parent's end; exit at once if that has come already.
+
+    Does nothing in a process that was not started with `child_environment()`. The signal fires
+    when the parent's *thread* ends that started this process (prctl(2)).
+    """
+    expected = os.environ.pop(PARENT_PID_VARIABLE, "")  # not for this process's own children
+    if not expected.isdigit():
+        return
+    global _parent_pid
+    _parent_pid = int(expected)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if parent_is_gone():
+        sys.exit(0)
+
+
+def parent_is_gone() -> bool:
+    """Whether a SIGTERM is not a wish but the parent's death."""
+    return _parent_pid is not None and os.getppid() != _parent_pid
