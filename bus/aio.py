@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -17,6 +17,7 @@ from bus import wire
 from bus.address import validate_address
 from bus.dealer import (
     DEALER_OPTIONS,
+    MAX_OPEN_CALLS,
     WATCHED_EVENTS,
     answer,
     call_id_of,
@@ -39,6 +40,7 @@ class AsyncClient:
         self._max_message_bytes = max_message_bytes
         self._call_ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
+        self._room = asyncio.Semaphore(MAX_OPEN_CALLS)
         self._settled = asyncio.Event()  # the first event of the connection has come
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -81,17 +83,11 @@ class AsyncClient:
 
     async def call(self, request: Request[R], timeout_s: float = 5.0) -> R:
         """Send a request and await its answer; raises what `bus.Client.call` raises."""
-        call_id = next(self._call_ids)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting[call_id] = future
         try:
-            await self._send(wire.REQUEST, call_id, request)
-            async with asyncio.timeout(timeout_s):
-                return answer(request, await future)
+            async with asyncio.timeout(timeout_s), self._room:
+                return answer(request, await self._answer_to(request))
         except TimeoutError:
             raise deadline_exceeded(self.address, request, timeout_s) from None
-        finally:
-            del self._waiting[call_id]
 
     async def notify(self, notice: Notice) -> None:
         """Send a one-way message; raises `Unavailable` if it cannot even be queued."""
@@ -108,14 +104,26 @@ class AsyncClient:
             self._monitor.close(linger=0)
             self._socket.close(linger=0)
 
+    async def _answer_to(self, request: Request[Any]) -> bytes:
+        call_id = next(self._call_ids)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting[call_id] = future
+        try:
+            await self._send(wire.REQUEST, call_id, request)
+            return await future
+        finally:
+            del self._waiting[call_id]
+
     async def _send(self, kind: int, call_id: int, message: Message) -> None:
         data = outgoing(kind, call_id, self.epoch, message, self._max_message_bytes)
         if not self.connected:
             raise unavailable(self.address, "not connected")
         try:
             await self._socket.send(data, zmq.DONTWAIT)
-        except zmq.Again:
-            raise unavailable(self.address, "not connected, or its queue is full") from None
+        except zmq.Again:  # a look at its events is how libzmq learns what the server has taken
+            if not int(self._socket.get(zmq.EVENTS)) & zmq.POLLOUT:
+                raise unavailable(self.address, "it takes no more messages") from None
+            await self._socket.send(data, zmq.DONTWAIT)
 
     async def _read(self) -> None:
         while True:

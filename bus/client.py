@@ -20,6 +20,7 @@ from bus import wire
 from bus.address import validate_address
 from bus.dealer import (
     DEALER_OPTIONS,
+    MAX_OPEN_CALLS,
     WATCHED_EVENTS,
     answer,
     call_id_of,
@@ -37,9 +38,6 @@ FAST_ANSWER_MS = 2
 """Answers are awaited on the bare socket that long; then the connection is watched as well.
 
 A poll over both costs 10 us more than a bare recv, and a dead server is noticed 2 ms late."""
-
-MAX_OPEN_CALLS = 128
-"""Calls in flight on one connection: fewer than the answers a server queues for a slow peer."""
 
 ROOM_TIMEOUT_S = 5.0
 """How long a server may take no further message before it counts as gone."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, TypeVar, cast
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from bus import wire
 from bus.errors import DeadlineExceeded, MessageTooLarge, Unavailable
@@ -21,12 +21,20 @@ DEALER_OPTIONS = (
     (zmq.RCVHWM, 256),
 )
 
+MAX_OPEN_CALLS = 128
+"""Calls in flight on one connection: fewer than the answers a server queues for a slow peer.
+
+Further ones wait for their turn within their deadline."""
+
+_MONITOR_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3); pyzmq's own parser needs asyncio
+
 WATCHED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 
 
 def means_connected(monitor_message: list[bytes]) -> bool:
     """Whether an event of the socket monitor says that the server is there; else it is lost."""
-    return bool(parse_monitor_message(monitor_message)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    event, _ = _MONITOR_EVENT.unpack(monitor_message[0])
+    return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
 
 
 def outgoing(

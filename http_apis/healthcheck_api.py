@@ -34,7 +34,7 @@ async def healthcheck(request: Request, response: Response) -> Json[Health]:
     """The engine is really asked, with a short deadline."""
     try:
         engine = await ready_engine(request)
-        await engine.call(messages.Status(), PROBE_TIMEOUT_S)
+        await engine.call(messages.Heartbeat(), PROBE_TIMEOUT_S)
     except BusError as fault:
         response.status_code = 503
         return Health(status="unhealthy", reason=str(fault))

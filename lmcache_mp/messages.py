@@ -236,9 +236,9 @@ class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Heartbeat(Request[Done], frozen=True, kw_only=True):
-    """The supervisor asks whether the loop runs, and says what it watches."""
+    """Does the loop run? The supervisor says with it what it watches."""
 
-    processes: dict[str, ProcessInfo]
+    processes: dict[str, ProcessInfo] | None = None
 
 
 class Populated(Request[Done], frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import subprocess
@@ -161,10 +162,10 @@ def test_a_hanging_engine_is_an_answer_within_the_deadline(node: Node) -> None:
     node.engine.signal(signal.SIGSTOP)
     health = node.get("/healthcheck")
     assert health.status_code == 503
-    assert health.json()["reason"] == "the engine did not answer status in 0.8 s"
+    assert re.fullmatch(r"no answer to heartbeat from ipc:.* in 0\.8 s", health.json()["reason"])
     cleared = node.post("/clear-cache")
     assert cleared.status_code == 504
-    assert cleared.json() == {"error": "the engine did not answer clear in 5 s"}
+    assert re.fullmatch(r"no answer to clear from ipc:.* in 5 s", cleared.json()["error"])
     node.engine.signal(signal.SIGCONT)
     wait_until(lambda: node.get("/healthcheck").status_code == 200)
     assert node.status().processes["engine"].pid == node.engine_pid

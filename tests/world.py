@@ -41,11 +41,17 @@ class EngineProcess:
         self._directory = tempfile.mkdtemp(prefix="kv-", dir="/tmp")
         self.run_dir = RunDir(Path(self._directory) / "r")
         self.run_dir.create()
-        settings = {"name": uuid.uuid4().hex[:12], "l1_size": "16MiB", **settings}
-        settings["l1_size"] = Size(settings["l1_size"])
-        self.config = Config(run_dir=str(self.run_dir.path), **settings)
-        self.config.save(self.run_dir)
+        self._settings = {"name": uuid.uuid4().hex[:12], "l1_size": "16MiB", **settings}
         self.process: subprocess.Popen[bytes] | None = None
+        self.reconfigure()
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Change what the next start reads."""
+        self._settings |= settings
+        size = self._settings["l1_size"]
+        sized = {**self._settings, "l1_size": None if size is None else Size(size)}
+        self.config = Config(run_dir=str(self.run_dir.path), **sized)
+        self.config.save(self.run_dir)
 
     @property
     def address(self) -> str:

@@ -40,10 +40,14 @@ class Mapping:
         start = address * SLOT_UNIT_BYTES + shard_offset
         return self._view[start : start + length]
 
-    def close(self) -> None:
-        """Unmap, or leave that to the last view that is still in use."""
+    def retire(self) -> None:
+        """Stop populating. It is unmapped when the last slot that is still held lets go of it."""
         self._closing.set()
         self._populator.join()
+
+    def close(self) -> None:
+        """Unmap, or leave that to the last view that is still in use."""
+        self.retire()
         with contextlib.suppress(BufferError):
             self._view.release()
             self._mmap.close()

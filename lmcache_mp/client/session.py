@@ -200,7 +200,7 @@ class Session:
                 self.mapping = None
                 self.refused = f"{welcome.segment.path} cannot be mapped: {fault.strerror}"
             if old is not None:
-                old.close()
+                old.retire()
         self.epoch = welcome.epoch
 
     def _own_lifeline(self) -> LifeLine | None:

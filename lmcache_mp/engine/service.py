@@ -167,7 +167,8 @@ class Service:
     # --- operations ---
 
     def heartbeat(self, call: Call, message: m.Heartbeat) -> Done:
-        self._facts.processes = message.processes
+        if message.processes is not None:
+            self._facts.processes = message.processes
         return Done()
 
     def populated(self, call: Call, message: m.Populated) -> Done:

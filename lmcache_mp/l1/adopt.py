@@ -26,7 +26,9 @@ Dropped = Counter[str]
 def adopt(l1: L1, alive: Callable[[bytes], bool], now_s: float) -> Dropped:
     """Fill an empty `L1` from its state file. `alive(owner id)` says who still lives."""
     dropped: Dropped = Counter()
-    l1.allocator.pages.populate(l1.state.populated_bytes // l1.state.geometry.page_bytes)
+    geometry = l1.state.geometry
+    l1.state.populated_bytes = min(l1.state.populated_bytes, geometry.l1_bytes)
+    l1.allocator.pages.populate(l1.state.populated_bytes // geometry.page_bytes)
     _namespaces(l1, dropped)
     slots = _slots(l1, dropped)
     records = _chunks(l1, slots, dropped)

@@ -24,6 +24,9 @@ from lmcache_mp.units import Size
 MIN_L1_BYTES = 1 << 20
 
 
+Mapped = tuple[mmap.mmap, StateFile]
+
+
 class L1Unusable(Exception):
     """L1 cannot be made as asked for; the sentence says why and what to change."""
 
@@ -34,6 +37,7 @@ class L1Store:
 
     files: L1Files
     state: StateFile
+    mapping: mmap.mmap
     state_descriptor: int
     adoptable: bool
     """Whether the records are those of an earlier engine."""
@@ -41,7 +45,9 @@ class L1Store:
     """Why they are not, if there was something."""
 
     def close(self) -> None:
-        """Let go of both files."""
+        """Let go of both files, and of the lock."""
+        self.state.release()
+        self.mapping.close()  # it has a descriptor of its own, which holds the lock too
         os.close(self.state_descriptor)
 
 
@@ -67,24 +73,25 @@ def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
         reason = "not asked to adopt"
         if adopt:
             try:
-                state = _existing(files, descriptor, l1_bytes)
+                mapping, state = _existing(files, descriptor, l1_bytes)
             except (StateFileMismatch, FileNotFoundError) as mismatch:
                 reason = str(mismatch)
             else:
-                return L1Store(files, state, descriptor, True, "")
+                return L1Store(files, state, mapping, descriptor, True, "")
         fresh = os.fstat(descriptor).st_size == 0
-        state = _new(files, descriptor, l1_bytes)
-        return L1Store(files, state, descriptor, False, "" if fresh else reason)
+        mapping, state = _new(files, descriptor, l1_bytes)
+        return L1Store(files, state, mapping, descriptor, False, "" if fresh else reason)
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> StateFile:
+def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
     size = os.fstat(descriptor).st_size
     if size == 0:
         raise StateFileMismatch("it is empty")
-    buffer = memoryview(mmap.mmap(descriptor, size))
+    mapping = mmap.mmap(descriptor, size)
+    buffer = memoryview(mapping)
     geometry = StateFile.read_geometry(buffer)
     segment = files.segment.stat()
     if geometry.boot_id != boot_id():
@@ -95,10 +102,10 @@ def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> StateFile:
         )
     if (segment.st_ino, segment.st_size) != (geometry.segment_inode, geometry.l1_bytes):
         raise StateFileMismatch("the segment beside it is another one's")
-    return StateFile(buffer, geometry, _backing(descriptor))
+    return mapping, StateFile(buffer, geometry, _backing(descriptor))
 
 
-def _new(files: L1Files, descriptor: int, l1_bytes: int) -> StateFile:
+def _new(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
     directory = files.segment.parent
     with _explained(directory):
         with contextlib.suppress(FileNotFoundError):
@@ -125,11 +132,10 @@ def _new(files: L1Files, descriptor: int, l1_bytes: int) -> StateFile:
         )
         os.ftruncate(descriptor, geometry.file_bytes)
         os.posix_fallocate(descriptor, 0, geometry.slots_at)
-    state = StateFile(
-        memoryview(mmap.mmap(descriptor, geometry.file_bytes)), geometry, _backing(descriptor)
-    )
+    mapping = mmap.mmap(descriptor, geometry.file_bytes)
+    state = StateFile(memoryview(mapping), geometry, _backing(descriptor))
     state.format()
-    return state
+    return mapping, state
 
 
 def _backing(descriptor: int) -> Callable[[int, int], None]:

@@ -151,6 +151,11 @@ class StateFile:
         self._words = buffer[: len(buffer) // 8 * 8].cast("Q")
         self._back = back
 
+    def release(self) -> None:
+        """Let go of the buffer."""
+        self._words.release()
+        self.buffer.release()
+
     # --- header ---
 
     def format(self) -> None:

@@ -25,7 +25,7 @@ from bus import (
     WrongThread,
     wire,
 )
-from bus.client import MAX_OPEN_CALLS
+from bus.dealer import MAX_OPEN_CALLS
 from tests.bus.peer import eventually
 from tests.bus.processes import run_script, serving_process
 from tests.bus.service import EPOCH, WAIT_S, Service, serving

@@ -4,6 +4,12 @@ from lmcache_mp.l1.state_file import Geometry, StateFile
 from lmcache_mp.l1.tier import L1
 
 PAGE_BYTES = 16384
+PROMPT_CHUNKS = 4
+
+
+def prompt_keys(first: int, chunks: int) -> bytes:
+    """Keys that are numbers."""
+    return b"".join(n.to_bytes(32, "big") for n in range(first, first + chunks))
 
 
 def geometry(pages: int) -> Geometry:

@@ -1,0 +1,155 @@
+"""Whatever happened to the state file, adoption ends, and every hit is what was stored."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from array import array
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmcache_mp.l1.adopt import adopt
+from lmcache_mp.l1.check import check
+from lmcache_mp.l1.lease import LeaseKind
+from lmcache_mp.l1.segment import open_store
+from lmcache_mp.l1.state_file import StateFile, StateFileMismatch
+from lmcache_mp.l1.tier import L1
+from lmcache_mp.namespace import Namespace
+from lmcache_mp.rundir import L1Files
+from tests.l1.memory import after_crash, new_l1
+from tests.l1.memory import prompt_keys as keys
+
+NAMESPACE = Namespace(model="m", dtype="u8", shard_bytes=2048, num_shards=2)
+
+
+def filled() -> L1:
+    """Chunks ready, half done and reserved; leases of all recorded kinds."""
+    l1 = new_l1(4)
+    entry = l1.namespaces.register(NAMESPACE)
+    living, dead = l1.ledger.owner(b"living.........."), l1.ledger.owner(b"dead............")
+    for lease_id, shard in ((1, 0), (2, 1)):
+        l1.prepare_store(living, lease_id, entry, keys(0, 6), shard, b"t", 0.0)
+        l1.commit_store(living, lease_id, None, 0.0)
+    l1.prepare_store(living, 3, entry, keys(6, 2), 0, b"", 0.0)
+    l1.commit_store(living, 3, None, 0.0)
+    l1.prepare_store(living, 4, entry, keys(8, 2), 0, b"", 0.0)
+    l1.prepare_store(dead, 5, entry, keys(10, 2), 1, b"", 0.0)
+    l1.acquire(living, 6, LeaseKind.READ, entry, keys(0, 3))
+    l1.acquire(dead, 7, LeaseKind.PIN, entry, keys(0, 2))
+    return l1
+
+
+def is_alive(owner_id: bytes) -> bool:
+    return owner_id.startswith(b"living")
+
+
+def test_a_restart_brings_back_chunks_and_the_leases_of_the_living() -> None:
+    before = filled()
+    l1 = after_crash(before)
+    dropped = adopt(l1, is_alive, 100.0)
+    entry = l1.namespaces[1]
+    assert entry.namespace == NAMESPACE
+    assert l1.lookup(entry, keys(0, 8)) == 6
+    living = l1.ledger.owners[b"living.........."]
+    assert {i: lease.kind for i, lease in living.leases.items()} == {
+        4: LeaseKind.WRITE,
+        6: LeaseKind.READ,
+    }
+    assert not dropped
+    l1.tick(101.0)  # the dead writer's grace
+    assert b"dead............" not in l1.ledger.owners
+    assert l1.commit_store(living, 4, None, 101.0) == 2
+    grant = l1.prepare_store(living, 8, entry, keys(6, 4), 1, b"", 101.0)
+    assert array("I", grant.indices).tolist() == [0, 1, 2, 3]
+    assert l1.commit_store(living, 8, None, 101.0) == 4
+    assert l1.lookup(entry, keys(0, 12)) == 10
+    assert check(l1) == []
+
+
+def test_a_commit_cut_off_by_the_crash_can_be_repeated() -> None:
+    l1 = filled()
+    living = l1.ledger.owners[b"living.........."]
+    lease = living.leases[4]
+    first = lease.slots[0]
+    assert first is not None
+    l1.state.commit_shard(first.record, 0)  # one slot of two, and the lease still stands
+    again = after_crash(l1)
+    adopt(again, is_alive, 100.0)
+    assert again.commit_store(again.ledger.owners[living.id], 4, None, 100.0) == 2
+    again.tick(200.0)
+    assert check(again) == []
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_flipped_bits_cost_what_they_hit_and_nothing_else(data: st.DataObject) -> None:
+    before = filled()
+    size = len(before.state.buffer)
+    used = [at for at in range(size) if before.state.buffer[at]]
+    places = st.one_of(st.sampled_from(used), st.integers(0, size - 1))
+    truth = {slot.address: key for key, slot in before.namespaces[1].ready.items()}
+    for at in data.draw(st.lists(places, min_size=1, max_size=6)):
+        before.state.buffer[at] ^= 1 << data.draw(st.integers(0, 7))
+    copy = memoryview(bytearray(before.state.buffer))
+    try:
+        geometry = StateFile.read_geometry(copy)
+    except StateFileMismatch:
+        return
+    l1 = L1(StateFile(copy, geometry))
+    adopt(l1, is_alive, 100.0)
+    for entry in l1.namespaces.entries.values():
+        for key, slot in entry.ready.items():
+            assert truth[slot.address] == key
+    l1.tick(200.0)
+    assert check(l1) == []
+
+
+@pytest.mark.parametrize("size", [0, 100, 5000])
+def test_a_truncated_file_is_refused(size: int) -> None:
+    whole = filled().state.buffer
+    with pytest.raises(StateFileMismatch, match="bytes"):
+        StateFile.read_geometry(memoryview(bytearray(whole[:size])))
+
+
+def told_before_death(directory: str, after_s: float) -> set[int]:
+    """Kill a child that stores and deletes; the prompts whose commits were answered."""
+    command = [sys.executable, "-m", "tests.l1.store_and_tell", directory]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(after_s)  # not to wait for anything: when to kill is the point
+        child.kill()
+        committed: set[int] = set()
+        for line in child.stdout:
+            verb, _, prompt = line.partition(" ")
+            if not line.endswith("\n"):
+                continue
+            if verb == "committed":
+                committed.add(int(prompt))
+            else:
+                committed.discard(int(prompt))
+    return committed
+
+
+def test_a_kill_at_any_moment_leaves_no_torn_record_and_loses_no_commit() -> None:
+    chance = random.Random(7)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        files = L1Files(Path(directory) / "l1", Path(directory) / "state")
+        for _ in range(12):
+            committed = told_before_death(directory, chance.random() * 0.02)
+            store = open_store(files, 1 << 20, adopt=True)
+            assert store.adoptable, store.cold_reason
+            l1 = L1(store.state)
+            dropped = adopt(l1, lambda _: False, 0.0)
+            assert set(dropped) <= {"unfinished", "unfinished lease"}
+            for first in committed:
+                assert l1.lookup(l1.namespaces[1], keys(first, 4)) == 4, first
+            l1.tick(10.0)
+            assert check(l1) == []
+            store.close()
