@@ -142,6 +142,11 @@ def default_run_dir(name: str) -> RunDir:
     raise RunDirError("no default run directory: name one with --run-dir")
 
 
+def server_address(name: str = "default") -> str:
+    """Bus address of the server of that name in its default run directory."""
+    return default_run_dir(name).bus_address
+
+
 def filesystem_of(path: Path) -> str:
     """Type of the filesystem that holds an existing path, as /proc/self/mountinfo calls it."""
     device = os.stat(path).st_dev

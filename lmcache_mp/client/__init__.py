@@ -1,16 +1,7 @@
-"""The client that inference engines use. Importing it pulls in no torch, fastapi or numpy.
+"""The client that inference engines use; README has an example.
 
-from lmcache_mp.client import CacheClient, Namespace
-
-namespace = Namespace(model="m", dtype="bfloat16", shard_bytes=8 << 20)
-with CacheClient.connect(address, namespace) as cache:
-    keys = cache.chunk_keys(token_ids)
-    with cache.store(keys) as batch:
-        for index, view in batch.slots():
-            view[:] = kv_bytes(index)
-    with cache.retrieve(keys) as hit:
-        for index, view in hit.slots():
-            use(index, view)
+Importing it pulls in no torch, fastapi or numpy. Reading order: `mapping`, `session` (the standing
+with the server), `leases` (what is held while copying), `cache` (the verbs).
 """
 
 from lmcache_mp.client.cache import CacheClient, Counters
@@ -18,6 +9,7 @@ from lmcache_mp.client.leases import Pin, RetrieveHit, StoreBatch
 from lmcache_mp.keys import ChunkKeys, chunk_keys
 from lmcache_mp.messages import LookupReply
 from lmcache_mp.namespace import Namespace
+from lmcache_mp.rundir import server_address
 
 __all__ = [
     "CacheClient",
@@ -29,4 +21,5 @@ __all__ = [
     "RetrieveHit",
     "StoreBatch",
     "chunk_keys",
+    "server_address",
 ]
