@@ -52,7 +52,7 @@ def _world() -> dict[str, set[str]]:
     return {
         "threads": {str(thread) for thread in threading.enumerate()},
         "children": {str(child.pid) for child in psutil.Process().children(recursive=True)},
-        "shared memory": {p.name for p in SHARED_MEMORY.glob("lmcache-mp.*")},
+        "shared memory": {p.name for p in SHARED_MEMORY.glob(f"lmcache-mp.t{os.getpid()}.*")},
         "descriptors": descriptors,
     }
 

@@ -23,6 +23,7 @@ from lmcache_mp import __version__
 from lmcache_mp.config import settings
 from lmcache_mp.messages import ProcessInfo, StatusReport
 from lmcache_mp.rundir import L1Files
+from tests.world import unique_name
 
 COMMAND = (sys.executable, "-m", "lmcache_mp")
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith("LMCACHE_MP_")}
@@ -60,7 +61,7 @@ class Server:
     """A server of its own name, in its own run directory."""
 
     def __init__(self, *flags: str) -> None:
-        self.name = f"t{uuid.uuid4().hex[:10]}"
+        self.name = unique_name()
         self.run_dir = Path("/tmp") / f"lmcache-mp-{self.name}"
         self.l1 = L1Files.of("/dev/shm", self.name)
         self.which = ("--name", self.name, "--run-dir", str(self.run_dir))

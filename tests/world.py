@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,11 @@ def short_directory() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def unique_name() -> str:
+    """A server name that tells the leak guard which files are this test process's."""
+    return f"t{os.getpid()}.{uuid.uuid4().hex[:8]}"
+
+
 class EngineProcess:
     """One `python -m lmcache_mp.engine`, which may be killed and started again."""
 
@@ -41,7 +47,7 @@ class EngineProcess:
         self._directory = tempfile.mkdtemp(prefix="kv-", dir="/tmp")
         self.run_dir = RunDir(Path(self._directory) / "r")
         self.run_dir.create()
-        self._settings = {"name": uuid.uuid4().hex[:12], "l1_size": "16MiB", **settings}
+        self._settings = {"name": unique_name(), "l1_size": "16MiB", **settings}
         self.process: subprocess.Popen[bytes] | None = None
         self.reconfigure()
 

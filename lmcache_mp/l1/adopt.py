@@ -14,10 +14,11 @@ import msgspec
 
 from lmcache_mp import namespace as namespaces
 from lmcache_mp.l1.lease import Lease, LeaseKind
+from lmcache_mp.l1.reservations import UNFINISHED_PROTECTION_S
 from lmcache_mp.l1.slab import Slab
 from lmcache_mp.l1.slot import DOOMED, FREE, INCOMPLETE, READY, Slot
 from lmcache_mp.l1.state_file import LeaseRecord, SlotRecord
-from lmcache_mp.l1.tier import L1, UNFINISHED_PROTECTION_S
+from lmcache_mp.l1.tier import L1
 
 Dropped = Counter[str]
 """Records not adopted, by reason."""
@@ -72,7 +73,7 @@ def _chunks(l1: L1, slots: dict[int, Slot], dropped: Dropped) -> dict[Slot, Slot
     for slot in slots.values():
         if state.slot_empty(slot.record):
             continue
-        record = state.slot(slot.record)
+        record = state.slot(slot.record, slot.address)
         reason = _fault(l1, slot, record)
         if record is not None and not reason and (record.namespace_id, record.key) in seen:
             reason = "duplicate"
@@ -87,7 +88,7 @@ def _chunks(l1: L1, slots: dict[int, Slot], dropped: Dropped) -> dict[Slot, Slot
 
 def _fault(l1: L1, slot: Slot, record: SlotRecord | None) -> str:
     """Why a record cannot be adopted; empty if it can."""
-    if record is None or record.address != slot.address:
+    if record is None:
         return "damaged slot"
     entry = l1.namespaces.entries.get(record.namespace_id)
     if entry is None or entry.size_class is not slot.slab.size_class:
@@ -142,7 +143,7 @@ def _settle(
     for slot in newest_last:
         _fill(l1, slot, records[slot])
         if not slot.users:
-            l1.allocator.used_now(slot)
+            l1.allocator.used_now((slot,))
     for slot, record in records.items():
         if not record.ready:
             _settle_incomplete(l1, slot, record, dropped, now_s)
@@ -151,11 +152,10 @@ def _settle(
             continue
         if slot.users or slot.writers:  # deleted, and somebody reads or writes it still
             slot.state = DOOMED
-            slot.index = {}
             l1.allocator.occupy(slot)
         else:
             slot.slab.size_class.free.append(slot)
-    l1.commits = max((record.sequence for record in records.values()), default=0)
+    l1.reservations.commits = max((record.sequence for record in records.values()), default=0)
 
 
 def _apply(l1: L1, lease: Lease, records: dict[Slot, SlotRecord]) -> None:
@@ -167,8 +167,7 @@ def _apply(l1: L1, lease: Lease, records: dict[Slot, SlotRecord]) -> None:
             continue
         record = records.get(slot)
         if record is not None:
-            entry = l1.namespaces[record.namespace_id]
-            lease.shard_bytes = entry.namespace.shard_bytes
+            lease.namespace = l1.namespaces[record.namespace_id]
         if record is not None and (record.ready or record.committed >> lease.shard & 1):
             held[position] = None  # the engine died between this commit and the lease's end
         else:

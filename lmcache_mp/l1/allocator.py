@@ -1,13 +1,13 @@
-"""Finding room for a chunk: a free slot, a free page, or somebody else's place."""
+"""Finding room for chunks: free slots, free pages, or somebody else's places."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from lmcache_mp.l1.order import ORDERS
 from lmcache_mp.l1.slab import PageTable, SizeClass, Slab, best_slab_pages
-from lmcache_mp.l1.slot import FREE, READY, Slot
+from lmcache_mp.l1.slot import FREE, NOWHERE, READY, Slot
 from lmcache_mp.l1.state_file import StateFile
 from lmcache_mp.messages import SLOT_UNIT_BYTES
 
@@ -19,13 +19,11 @@ RUNS_TRIED = 16
 
 
 class Allocator:
-    """Owns pages, slabs and eviction orders. Whoever evicts is told through `forget`."""
+    """Owns pages, slabs and eviction orders."""
 
-    def __init__(self, state: StateFile, policy: str, forget: Callable[[Slot], None]) -> None:
-        """`forget(slot)` takes an evicted chunk out of the index and the records."""
+    def __init__(self, state: StateFile, policy: str) -> None:
         self._state = state
         self._order = ORDERS[policy]
-        self._forget = forget
         self._units_per_page = state.geometry.page_bytes // SLOT_UNIT_BYTES
         self._uses = 0
         self.pages = PageTable([None] * state.geometry.pages)
@@ -46,45 +44,62 @@ class Allocator:
         units = max(1, -(-chunk_bytes // SLOT_UNIT_BYTES))
         found = self.classes.get(units)
         if found is None:
+            fewest = -(-units // self._units_per_page)
             pages = best_slab_pages(units, self._units_per_page)
-            pages = min(pages, max(self._state.geometry.pages, -(-units // self._units_per_page)))
+            pages = min(pages, max(self._state.geometry.pages, fewest))
             found = SizeClass(units, self._units_per_page, pages, self._order())
             self.classes[units] = found
         return found
 
-    def allocate(self, size_class: SizeClass, now_s: float) -> Slot | None:
-        """A slot for a new chunk, evicting if need be; None if all that could go is in use.
+    def allocate(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
+        """Slots for that many new chunks, evicting if need be; fewer if what could go is in use.
 
-        The caller makes the slot INCOMPLETE.
+        The caller makes them INCOMPLETE.
         """
-        slot = size_class.take_free()
-        if slot is None and self._add_slab(size_class):
-            slot = size_class.take_free()
-        if slot is None and len(self.classes) > 1 and self._others_are_older(size_class, now_s):
-            slot = size_class.take_free()
-        if slot is None:
-            slot = self._evict(size_class, now_s)
-        if slot is None and self._take_pages(size_class, now_s, math.inf):
-            slot = size_class.take_free()
-        if slot is not None:
-            self.occupy(slot)
-        return slot
+        slots = size_class.take_free(count) if count else []
+        while (missing := count - len(slots)) > 0:
+            more = (
+                self._add_slab(size_class)
+                or self._others_are_older(size_class, now_s)
+                or self._evict(size_class, missing, now_s)
+                or self._take_pages(size_class, now_s, math.inf)
+            )
+            if not more:
+                break
+            slots += size_class.take_free(missing)
+        self.used_units += len(slots) * size_class.slot_units
+        return slots
 
     def occupy(self, slot: Slot) -> None:
-        """The slot is about to hold a chunk."""
+        """The slot holds a chunk that was found in the records."""
         self.used_units += slot.slab.size_class.slot_units
 
     def free(self, slot: Slot) -> None:
-        """The slot holds nothing any more; its record is clear."""
-        self._vacate(slot)
-        slot.slab.size_class.free.append(slot)
+        """The slot holds nothing any more; it is in no index, and its record is clear."""
+        slot.state = FREE
+        slot.index = NOWHERE
+        slot.users = slot.writers = slot.committed = 0
+        size_class = slot.slab.size_class
+        size_class.free.append(slot)
+        self.used_units -= size_class.slot_units
 
-    def used_now(self, slot: Slot) -> None:
-        """A READY slot whose last lease ended: it may be evicted, later than all others."""
-        slab = slot.slab
-        self._uses += 1
-        slab.last_used = self._uses
-        slab.size_class.order.add(slot)
+    def forget(self, slot: Slot) -> None:
+        """Take a chunk out of index and records."""
+        self._state.clear_slot(slot.record)
+        slot.index.pop(slot.key, None)
+        slot.index = NOWHERE
+
+    def used_now(self, slots: Sequence[Slot]) -> None:
+        """READY slots of one class whose last lease ended: they go later than all others.
+
+        A prompt's slots come last to first, so that its head stays youngest: a prefix without its
+        tail is worth something, a tail without its prefix nothing.
+        """
+        if slots:
+            self._uses += 1
+            for slot in slots:
+                slot.slab.last_used = self._uses
+            slots[0].slab.size_class.order.add(slots)
 
     def await_others(self, slot: Slot, until_s: float) -> None:
         """An INCOMPLETE chunk that nobody writes just now: keep it for its other ranks."""
@@ -108,11 +123,6 @@ class Allocator:
         self.pages.give(slab)
         return slab
 
-    def _vacate(self, slot: Slot) -> None:
-        slot.state = FREE
-        slot.users = slot.writers = slot.committed = 0
-        self.used_units -= slot.slab.size_class.slot_units
-
     def _slab(self, size_class: SizeClass, first_page: int, pages: int) -> Slab:
         return Slab(
             size_class,
@@ -124,6 +134,7 @@ class Allocator:
         )
 
     def _add_slab(self, size_class: SizeClass) -> bool:
+        """Carve free pages, if there are as many side by side."""
         if size_class.searched_at == self.pages.changes:
             return False
         first = self.pages.free_run(size_class.slab_pages)
@@ -142,34 +153,52 @@ class Allocator:
         self.pages.give(slab)
         return True
 
-    def _evict(self, size_class: SizeClass, now_s: float) -> Slot | None:
-        """A slot of the class whose chunk is given up."""
-        slot = next(iter(size_class.unfinished), None)
-        if slot is not None and (slot.evictable(now_s) or self._too_many_unfinished()):
+    def _evict(self, size_class: SizeClass, count: int, now_s: float) -> bool:
+        """Free up to so many slots of the class by giving up their chunks."""
+        if len(self.classes) > 1:  # other classes' pages are to be looked at in between
+            count = min(count, max(1, size_class.evictions_until_comparison))
+        victims = self._stale(size_class, count, now_s)
+        victims += size_class.order.victims(count - len(victims))
+        self._give_up(victims)
+        size_class.evictions_until_comparison -= len(victims)
+        return bool(victims)
+
+    def _stale(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
+        """Unfinished chunks that have waited long enough, or are too many."""
+        stale: list[Slot] = []
+        for slot in size_class.unfinished:
+            if len(stale) == count or not (slot.evictable(now_s) or self._too_many_unfinished()):
+                break
+            stale.append(slot)
+        for slot in stale:
             self.written_again(slot)
-        else:
-            slot = size_class.order.victim()
-        if slot is None:
-            return None
-        self._give_up(slot)
-        size_class.evictions_until_comparison -= 1
-        return slot
+        return stale
 
     def _too_many_unfinished(self) -> bool:
         populated = self.pages.populated * self._units_per_page
         return self.unfinished_units > populated * MAX_UNFINISHED_SHARE
 
-    def _give_up(self, slot: Slot) -> None:
-        self._forget(slot)
-        self._vacate(slot)
-        self.evictions += 1
+    def _give_up(self, slots: Sequence[Slot]) -> None:
+        """Evict chunks of one class that nobody uses and that stand in no order any more."""
+        if not slots:
+            return
+        self._state.clear_slots(slots)
+        for slot in slots:
+            slot.index.pop(slot.key, None)
+            slot.index = NOWHERE
+            slot.state = FREE
+            slot.committed = 0
+        size_class = slots[0].slab.size_class
+        size_class.free += slots
+        self.used_units -= len(slots) * size_class.slot_units
+        self.evictions += len(slots)
 
     def _others_are_older(self, size_class: SizeClass, now_s: float) -> bool:
         """Take pages of another class if its longest unused slab is older than ours.
 
         Looked at once in as many evictions as a slab has slots, for it walks all slabs.
         """
-        if size_class.evictions_until_comparison > 0:
+        if len(self.classes) == 1 or size_class.evictions_until_comparison > 0:
             return False
         size_class.evictions_until_comparison = size_class.slab_slots
         oldest = min((slab.last_used for slab in size_class.slabs), default=math.inf)
@@ -177,6 +206,8 @@ class Allocator:
 
     def _take_pages(self, size_class: SizeClass, now_s: float, older_than: float) -> bool:
         """Give pages of other classes to this one: those whose youngest chunk is oldest."""
+        if len(self.classes) == 1:
+            return False
         for age, first in self.pages.cheapest_runs(size_class.slab_pages)[:RUNS_TRIED]:
             if age >= older_than:
                 return False
@@ -189,15 +220,15 @@ class Allocator:
         return False
 
     def _dissolve(self, slab: Slab) -> None:
+        """Evict all of a slab's chunks and take its pages back."""
         size_class = slab.size_class
-        for slot in slab.slots:
-            if slot.state == FREE:
-                continue
+        held = [slot for slot in slab.slots if slot.state != FREE]
+        for slot in held:
             if slot.state == READY:
                 size_class.order.remove(slot)
             else:
                 self.written_again(slot)
-            self._give_up(slot)
+        self._give_up(held)
         size_class.free = [slot for slot in size_class.free if slot.slab is not slab]
         size_class.slabs.remove(slab)
         self._state.drop_slab(slab.first_page)

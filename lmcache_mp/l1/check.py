@@ -81,11 +81,11 @@ def _slot(l1: L1, slot: Slot, on_free_list: bool) -> Iterator[str]:
     if slot.state in (READY, INCOMPLETE):
         if slot.index.get(slot.key) is not slot:
             yield f"{slot} is not in its index"
-        record = l1.state.slot(slot.record)
+        record = l1.state.slot(slot.record, slot.address)
         if record is None or l1.state.slot_empty(slot.record):
             yield f"{slot} has no good record"
-        elif (record.key, record.address, record.namespace_id, record.ready) != (
-            slot.key, slot.address, slot.namespace.id, slot.state == READY
+        elif (record.key, record.namespace_id, record.ready) != (
+            slot.key, slot.namespace.id, slot.state == READY
         ):  # fmt: skip
             yield f"{slot} is recorded as {record}"
         elif slot.state == INCOMPLETE and record.committed != slot.committed:

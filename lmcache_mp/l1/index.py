@@ -26,10 +26,11 @@ class NamespaceEntry:
     ready: dict[bytes, Slot] = field(default_factory=dict)
     incomplete: dict[bytes, Slot] = field(default_factory=dict)
 
-    @property
-    def all_shards(self) -> int:
-        """The bit set of a whole chunk."""
-        return (1 << self.namespace.num_shards) - 1
+    all_shards: int = field(init=False)
+    """The bit set of a whole chunk."""
+
+    def __post_init__(self) -> None:
+        self.all_shards = (1 << self.namespace.num_shards) - 1
 
 
 @dataclass(slots=True)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lmcache_mp.l1.slot import Slot
+
+if TYPE_CHECKING:
+    from lmcache_mp.l1.index import NamespaceEntry
 
 
 class LeaseKind(enum.IntEnum):
@@ -33,7 +37,8 @@ class Lease:
     """None in a WRITE lease that outlived the engine: that one was committed before."""
     shard: int = 0
     """The shard that a WRITE lease writes."""
-    shard_bytes: int = 0
+    namespace: NamespaceEntry | None = None
+    """Of a WRITE lease; None if all of its chunks were deleted before a restart."""
     entries: list[int] = field(default_factory=list)
     """Its records in the state file."""
 

@@ -7,6 +7,7 @@ next turn needs.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Protocol
 
 from typing_extensions import override
@@ -17,14 +18,14 @@ from lmcache_mp.l1.slot import Slot
 class EvictionOrder(Protocol):
     """The slots of one size class that may be evicted at all: READY and unleased."""
 
-    def add(self, slot: Slot) -> None:
-        """A slot was used just now, and nobody leases it any more."""
+    def add(self, slots: Iterable[Slot]) -> None:
+        """These were used just now, the last one last, and nobody leases them any more."""
 
     def remove(self, slot: Slot) -> None:
         """A slot is leased, or its chunk is gone. It must be in the order."""
 
-    def victim(self) -> Slot | None:
-        """Take out the slot to evict next; None if there is none."""
+    def victims(self, count: int) -> list[Slot]:
+        """Take out the slots to evict next, as many as there are up to `count`."""
 
     def __contains__(self, slot: Slot) -> bool: ...
 
@@ -42,16 +43,17 @@ class Lru(EvictionOrder):
         self._slots: OrderedDict[Slot, None] = OrderedDict()
 
     @override
-    def add(self, slot: Slot) -> None:
-        self._slots[slot] = None
+    def add(self, slots: Iterable[Slot]) -> None:
+        self._slots.update(dict.fromkeys(slots))
 
     @override
     def remove(self, slot: Slot) -> None:
         del self._slots[slot]
 
     @override
-    def victim(self) -> Slot | None:
-        return self._slots.popitem(last=False)[0] if self._slots else None
+    def victims(self, count: int) -> list[Slot]:
+        pop = self._slots.popitem
+        return [pop(last=False)[0] for _ in range(min(count, len(self._slots)))]
 
     @override
     def __contains__(self, slot: Slot) -> bool:

@@ -100,14 +100,16 @@ class SizeClass:
         """Slots of one slab."""
         return self.slab_pages * self.page_units // self.slot_units
 
-    def take_free(self) -> Slot | None:
-        """A free slot, carved if need be; None if every slab is full."""
-        if not self.free:
-            slab = self.slabs[-1] if self.slabs else None  # only the newest has more to carve
-            if slab is None or len(slab.slots) == slab.capacity:
-                return None
-            self.free += reversed(slab.carve(len(slab.slots) + CARVE_AT_ONCE))
-        return self.free.pop()
+    def take_free(self, count: int) -> list[Slot]:
+        """Up to so many free slots, carved if need be."""
+        if len(self.free) < count and self.slabs:
+            slab = self.slabs[-1]  # only the newest has more to carve
+            carved = slab.carve(len(slab.slots) + max(count, CARVE_AT_ONCE))
+            self.free[:0] = reversed(carved)
+        taken = self.free[-count:]
+        del self.free[-count:]
+        taken.reverse()
+        return taken
 
 
 @dataclass(slots=True)

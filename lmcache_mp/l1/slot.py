@@ -29,6 +29,8 @@ class State(enum.IntEnum):
 
 
 FREE, INCOMPLETE, READY, DOOMED = State
+NOWHERE: dict[bytes, Slot] = {}
+"""The index of what is in none."""
 
 
 class Slot:
@@ -54,8 +56,6 @@ class Slot:
 
     key: bytes
     namespace: NamespaceEntry
-    index: dict[bytes, Slot]
-    """The dict of its namespace that holds it; a cleared namespace has another by now."""
 
     def __init__(self, slab: Slab, address: int, record: int) -> None:
         self.slab = slab
@@ -64,6 +64,8 @@ class Slot:
         self.record = record
         """Offset of its record in the state file."""
         self.state = FREE
+        self.index = NOWHERE
+        """The dict of its namespace that holds it; a cleared namespace has another by now."""
         self.tenant = b""
         self.users = 0
         """Leases that keep it: reads, pins and holds."""

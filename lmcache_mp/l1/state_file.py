@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
+from lmcache_mp.l1.slot import Slot
 from lmcache_mp.messages import SLOT_UNIT_BYTES
 
 MAGIC = b"LMCMPST\x01"
@@ -44,11 +45,13 @@ _LEASE = struct.Struct("<BBHHHIQ16sI")  # state, kind, shard, part, parts, count
 _LEASE_SLOTS = 64
 LEASE_SLOTS_PER_ENTRY = (LEASE_BYTES - _LEASE_SLOTS) // 4
 
-_SLOT = struct.Struct("<IIII32s8s")  # namespace, generation, address, crc, key, tenant
+_SLOT = struct.Struct("<16s32sI")  # origin (below), key, crc over both and the slot's address
+_SLOT_ORIGIN = struct.Struct("<II8s")  # namespace, generation, tenant
 _SLOT_FIXED = 48
 _SLOT_SEQUENCE = 8  # order of commits, for the eviction order after a restart
 _SLOT_COMMITTED = 16  # two bit sets of 16 bytes; a shard counts if both say so
 _SLOT_COMMITTED_AGAIN = 32
+_NO_SHARDS = bytes(_SLOT_FIXED - _SLOT_COMMITTED)
 
 Writable = memoryview
 
@@ -115,7 +118,6 @@ class SlotRecord:
     """Else incomplete."""
     namespace_id: int
     generation: int
-    address: int
     key: bytes
     tenant: bytes
     committed: int
@@ -263,25 +265,25 @@ class StateFile:
 
     # --- slots ---
 
-    @staticmethod
-    def slot_seed(namespace_id: int, generation: int, tenant: bytes) -> int:
-        """The part of a slot record's checksum that a whole batch shares."""
-        return crc32(struct.pack("<II8s", namespace_id, generation, tenant))
-
-    def put_slot(
-        self, at: int, namespace_id: int, generation: int, address: int, key: bytes,
-        tenant: bytes, seed: int,
-    ) -> None:  # fmt: skip
-        """Record a reservation. `seed` is `slot_seed` of the same namespace and tenant."""
-        crc = crc32(key, seed ^ address)
-        _SLOT.pack_into(
-            self.buffer, at + _SLOT_FIXED, namespace_id, generation, address, crc, key, tenant
-        )  # fmt: skip
-        self.buffer[at] = INCOMPLETE
-
-    def clear_shards(self, at: int) -> None:
-        """No shard is committed; called before `put_slot` where chunks have several."""
-        self.buffer[at + _SLOT_COMMITTED : at + _SLOT_FIXED] = bytes(32)
+    def put_slots(
+        self,
+        slots: Iterable[Slot],
+        namespace_id: int,
+        generation: int,
+        tenant: bytes,
+        *,
+        shards: bool,
+    ) -> None:
+        """Record that slots are reserved for their keys. `shards`: a chunk has several."""
+        origin = _SLOT_ORIGIN.pack(namespace_id, generation, tenant)
+        seed = crc32(origin)
+        buffer, pack_into = self.buffer, _SLOT.pack_into
+        for slot in slots:
+            at, key = slot.record, slot.key
+            if shards:
+                buffer[at + _SLOT_COMMITTED : at + _SLOT_FIXED] = _NO_SHARDS
+            pack_into(buffer, at + _SLOT_FIXED, origin, key, crc32(key, seed ^ slot.address))
+            buffer[at] = INCOMPLETE
 
     def commit_shard(self, at: int, shard: int) -> None:
         """One shard of several is whole."""
@@ -289,29 +291,35 @@ class StateFile:
         self.buffer[offset] |= bit
         self.buffer[offset + _SLOT_COMMITTED_AGAIN - _SLOT_COMMITTED] |= bit
 
-    def set_ready(self, at: int, sequence: int) -> None:
-        """The chunk is whole."""
-        self._words[(at + _SLOT_SEQUENCE) >> 3] = sequence
-        self.buffer[at] = READY
+    def set_ready(self, slots: Iterable[Slot], sequence: int) -> None:
+        """The chunks are whole. `sequence` grows from commit to commit."""
+        buffer, words = self.buffer, self._words
+        for slot in slots:
+            at = slot.record
+            words[(at + _SLOT_SEQUENCE) >> 3] = sequence
+            buffer[at] = READY
 
     def clear_slot(self, at: int) -> None:
         """The slot holds nothing."""
         self.buffer[at] = EMPTY
 
+    def clear_slots(self, slots: Iterable[Slot]) -> None:
+        """The slots hold nothing."""
+        buffer = self.buffer
+        for slot in slots:
+            buffer[slot.record] = EMPTY
+
     def slot_empty(self, at: int) -> bool:
         """Whether nothing is recorded."""
         return self.buffer[at] == EMPTY
 
-    def slot(self, at: int) -> SlotRecord | None:
+    def slot(self, at: int, address: int) -> SlotRecord | None:
         """The record of a slot that is not empty; None if it is damaged."""
         state = self.buffer[at]
-        namespace_id, generation, address, crc, key, tenant = _SLOT.unpack_from(
-            self.buffer, at + _SLOT_FIXED
-        )
-        if crc32(key, self.slot_seed(namespace_id, generation, tenant) ^ address) != crc:
+        origin, key, crc = _SLOT.unpack_from(self.buffer, at + _SLOT_FIXED)
+        if state not in (INCOMPLETE, READY) or crc != crc32(key, crc32(origin) ^ address):
             return None
-        if state not in (INCOMPLETE, READY):
-            return None
+        namespace_id, generation, tenant = _SLOT_ORIGIN.unpack(origin)
         once = self.buffer[at + _SLOT_COMMITTED : at + _SLOT_COMMITTED_AGAIN]
         again = self.buffer[at + _SLOT_COMMITTED_AGAIN : at + _SLOT_FIXED]
         committed = int.from_bytes(once, "little") & int.from_bytes(again, "little")
@@ -319,7 +327,6 @@ class StateFile:
             ready=state == READY,
             namespace_id=namespace_id,
             generation=generation,
-            address=address,
             key=key,
             tenant=tenant.rstrip(b"\0"),
             committed=committed,

@@ -86,6 +86,15 @@ def test_a_commit_cut_off_by_the_crash_can_be_repeated() -> None:
     assert check(again) == []
 
 
+def test_a_commit_of_chunks_deleted_before_the_restart_takes_none_of_them() -> None:
+    l1 = filled()
+    l1.delete(l1.namespaces[1], keys(8, 2))
+    again = after_crash(l1)
+    adopt(again, is_alive, 100.0)
+    assert again.commit_store(again.ledger.owners[b"living.........."], 4, None, 100.0) == 0
+    assert check(again) == []
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_flipped_bits_cost_what_they_hit_and_nothing_else(data: st.DataObject) -> None:

@@ -18,7 +18,8 @@ from lmcache_mp.errors import (
 from lmcache_mp.l1.check import check
 from lmcache_mp.l1.index import NamespaceEntry
 from lmcache_mp.l1.lease import LeaseKind, Owner
-from lmcache_mp.l1.tier import L1, UNFINISHED_PROTECTION_S
+from lmcache_mp.l1.reservations import UNFINISHED_PROTECTION_S
+from lmcache_mp.l1.tier import L1
 from lmcache_mp.messages import StoreGrant
 from lmcache_mp.namespace import Namespace
 from tests.l1.memory import PAGE_BYTES, after_crash, new_l1

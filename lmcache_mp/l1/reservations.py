@@ -1,0 +1,205 @@
+"""The writing half of L1: reserve, commit, abort."""
+
+from __future__ import annotations
+
+from array import array
+from operator import attrgetter
+
+from lmcache_mp.errors import BadLease, BadShard
+from lmcache_mp.l1.allocator import Allocator
+from lmcache_mp.l1.counters import Counters
+from lmcache_mp.l1.index import NamespaceEntry
+from lmcache_mp.l1.lease import Lease, LeaseKind, Owner
+from lmcache_mp.l1.ledger import Ledger
+from lmcache_mp.l1.slot import INCOMPLETE, READY, Slot
+from lmcache_mp.l1.state_file import StateFile
+from lmcache_mp.messages import StoreGrant
+
+UNFINISHED_PROTECTION_S = 10.0
+"""How long a chunk waits for its other ranks after the last commit of one; without it, ranks one
+step apart never meet in a full cache."""
+
+_address = attrgetter("address")
+
+
+class Reservations:
+    """Slots between the moment a client may write them and the moment they are hits."""
+
+    def __init__(
+        self, state: StateFile, allocator: Allocator, ledger: Ledger, counters: Counters
+    ) -> None:
+        self._state = state
+        self._allocator = allocator
+        self._ledger = ledger
+        self._counters = counters
+        self.commits = 0
+        """Counts up over restarts: the eviction order of adopted chunks."""
+
+    def prepare(
+        self, owner: Owner, lease_id: int, entry: NamespaceEntry, names: tuple[bytes, ...],
+        shard: int, tenant: bytes, now_s: float,
+    ) -> StoreGrant:  # fmt: skip
+        """Reserve the shard's missing chunks, first to last, evicting if need be.
+
+        What is here of the prompt counts as used and is not evicted for the rest of it.
+        """
+        if not 0 <= shard < entry.namespace.num_shards:
+            raise BadShard(
+                f"shard {shard} of a namespace with {entry.namespace.num_shards}: must be from 0 to"
+                f" {entry.namespace.num_shards - 1}",
+                shard=shard,
+                num_shards=entry.namespace.num_shards,
+            )
+        self._ledger.require_room(owner, lease_id, len(names))
+        bit = 1 << shard
+        here: list[Slot] = []
+        joined: dict[int, Slot] = {}
+        missing: dict[bytes, int] = {}
+        for index, key in enumerate(names):
+            if (slot := entry.ready.get(key)) is not None:
+                here.append(slot)
+            elif (slot := entry.incomplete.get(key)) is not None:
+                if not (slot.writers | slot.committed) & bit:
+                    self._join(slot, bit)
+                    joined[index] = slot
+            else:
+                missing.setdefault(key, index)
+        new = self._reserve(entry, missing, here, bit, tenant, now_s)
+        no_room = len(missing) - len(new)
+        self._counters.no_room_chunks += no_room
+        granted = dict(sorted((joined | new).items())) if joined else new
+        slots = list(granted.values())
+        packed = array("I", map(_address, slots)).tobytes()
+        if slots:
+            lease = self._ledger.grant(owner, lease_id, LeaseKind.WRITE, slots, packed, shard)
+            lease.namespace = entry
+        return StoreGrant(array("I", granted).tobytes(), packed, no_room)
+
+    def commit(self, owner: Owner, lease_id: int, written: bytes | None, now_s: float) -> int:
+        """Publish what was written (positions in the lease; None: all), abort the rest.
+
+        Returns how many chunks were taken: those cleared or deleted meanwhile are not.
+        """
+        lease = self._ledger.find(owner, lease_id)
+        if lease.kind != LeaseKind.WRITE:
+            raise BadLease(
+                f"lease {lease_id} is a {lease.kind.name.lower()} lease: nothing to commit",
+                lease_id=lease_id,
+            )
+        positions = _positions(written, len(lease.slots))
+        entry = lease.namespace
+        awaited = None if entry is None else entry.incomplete
+        taken = 0
+        whole: list[Slot] = []
+        for position, slot in enumerate(lease.slots):
+            if slot is None:  # committed before a restart, and the answer was lost
+                taken += 1
+            elif position in positions and slot.index is awaited:
+                taken += 1
+                if slot.namespace.all_shards == 1 or self._is_whole(slot, lease.shard, now_s):
+                    whole.append(slot)
+            else:
+                self._abort_shard(slot, 1 << lease.shard)
+        if entry is not None:
+            self._publish(entry, whole)
+            self._counters.stored_bytes += taken * entry.namespace.shard_bytes
+        self._counters.stored_chunks += taken
+        self._ledger.end(owner, lease)
+        return taken
+
+    def abort(self, lease: Lease) -> None:
+        """Undo what a WRITE lease reserved."""
+        for slot in lease.slots:
+            if slot is not None:
+                self._abort_shard(slot, 1 << lease.shard)
+
+    def _join(self, slot: Slot, bit: int) -> None:
+        """Another rank's chunk that this one is to complete."""
+        if not slot.writers:
+            self._allocator.written_again(slot)
+        slot.writers |= bit
+
+    def _reserve(
+        self, entry: NamespaceEntry, missing: dict[bytes, int], here: list[Slot], bit: int,
+        tenant: bytes, now_s: float,
+    ) -> dict[int, Slot]:  # fmt: skip
+        """New slots by index, for as many of the missing keys as there is room."""
+        order = entry.size_class.order
+        idle = [slot for slot in dict.fromkeys(reversed(here)) if not slot.users]
+        for slot in idle:
+            order.remove(slot)
+            slot.users = 1
+        slots = self._allocator.allocate(entry.size_class, len(missing), now_s)
+        for slot in idle:
+            slot.users = 0
+        self._allocator.used_now(idle)
+        incomplete = entry.incomplete
+        reserved: dict[int, Slot] = {}
+        for slot, (key, index) in zip(slots, missing.items(), strict=False):
+            slot.state = INCOMPLETE
+            slot.key = key
+            slot.namespace = entry
+            slot.tenant = tenant
+            slot.index = incomplete
+            slot.writers = bit
+            incomplete[key] = slot
+            reserved[index] = slot
+        several = entry.namespace.num_shards > 1
+        self._state.put_slots(slots, entry.id, entry.generation, tenant, shards=several)
+        return reserved
+
+    def _is_whole(self, slot: Slot, shard: int, now_s: float) -> bool:
+        """Take a shard's commit; whether it was the last one."""
+        bit = 1 << shard
+        slot.writers &= ~bit
+        slot.committed |= bit
+        if slot.committed == slot.namespace.all_shards:
+            return True
+        self._state.commit_shard(slot.record, shard)
+        if not slot.writers:
+            self._allocator.await_others(slot, now_s + UNFINISHED_PROTECTION_S)
+        return False
+
+    def _publish(self, entry: NamespaceEntry, slots: list[Slot]) -> None:
+        """Chunks become hits."""
+        self.commits += 1
+        self._state.set_ready(slots, self.commits)
+        incomplete, ready, all_shards = entry.incomplete, entry.ready, entry.all_shards
+        for slot in slots:
+            key = slot.key
+            del incomplete[key]
+            ready[key] = slot
+            slot.index = ready
+            slot.state = READY
+            slot.writers = 0
+            slot.committed = all_shards
+        slots.reverse()
+        self._allocator.used_now(slots)
+
+    def _abort_shard(self, slot: Slot, bit: int) -> None:
+        """A lease that wrote a shard of the slot ends without it."""
+        self._counters.aborted_chunks += 1
+        slot.writers &= ~bit
+        if slot.writers:
+            return
+        if slot.state == INCOMPLETE and slot.committed:
+            self._allocator.await_others(slot, slot.protected_until_s)
+            return
+        if slot.state == INCOMPLETE:
+            self._allocator.forget(slot)
+        if not slot.users:
+            self._allocator.free(slot)
+
+
+def _positions(written: bytes | None, slots: int) -> range | set[int]:
+    """Which positions of a lease are to be committed."""
+    if written is None:
+        return range(slots)
+    if len(written) % 4:
+        raise BadLease(f"{len(written)} bytes of positions are no whole number of uint32 values")
+    positions = set(array("I", written))
+    if positions and max(positions) >= slots:
+        raise BadLease(
+            f"position {max(positions)} is beyond the {slots} slots of the lease", slots=slots
+        )
+    return positions
