@@ -15,6 +15,7 @@ import msgspec
 
 from benchmarks.chunk_bytes import ChunkBytes
 from benchmarks.trace import BLOCK_TOKENS, TraceRequest, prompt_tokens, read_trace
+from bus import BusError
 from lmcache_mp.client import CacheClient, ChunkKeys, Namespace
 
 PROGRESS_S = 0.1
@@ -62,6 +63,8 @@ class Tally(msgspec.Struct, kw_only=True, tag="tally"):
     wrong_chunks: int = 0
     retrieve_s: list[float] = []
     """Per request: lookup, retrieve, copying all bytes out, release."""
+    reading_s: float = 0.0
+    """The same, of the requests that hit."""
     store_s: list[float] = []
     """Per request that missed something: prepare, copying the missing bytes in, commit."""
     failures: dict[str, int] = {}
@@ -104,7 +107,10 @@ class Replay:
                     self._check(keys[index])
                     checking_s += clock() - copied_s
                 hit_chunks = hit.chunks
-        self.tally.retrieve_s.append(clock() - began_s - checking_s)
+        taken_s = clock() - began_s - checking_s
+        self.tally.retrieve_s.append(taken_s)
+        if hit_chunks:
+            self.tally.reading_s += taken_s
         return hit_chunks
 
     def _check(self, key: bytes) -> None:
@@ -169,5 +175,7 @@ def _say(line: Line) -> None:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except BusError as fault:
+        sys.exit(f"replay_client: {fault}")
     except KeyboardInterrupt:
         sys.exit(130)

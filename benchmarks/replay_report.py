@@ -42,9 +42,9 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
     wrong_chunks: int
     stored_bytes: int
     retrieve_gb_per_s: float
-    """Of one client, while it looks up and retrieves."""
+    """Of one client, from a lookup that hits until all bytes are copied out of L1."""
     store_gb_per_s: float
-    """Of one client, while it stores."""
+    """Of one client, from the request for room until the commit."""
     total_gb_per_s: float
     """Into and out of L1, of all clients and over the whole time, verification included."""
     lookup_retrieve: Latency
@@ -81,7 +81,7 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
             wrong_bytes=sum(t.wrong_bytes for t in tallies),
             wrong_chunks=sum(t.wrong_chunks for t in tallies),
             stored_bytes=stored_bytes,
-            retrieve_gb_per_s=_ratio(read_bytes / 1e9, sum(retrieve_s), 3),
+            retrieve_gb_per_s=_ratio(read_bytes / 1e9, sum(t.reading_s for t in tallies), 3),
             store_gb_per_s=_ratio(stored_bytes / 1e9, sum(store_s), 3),
             total_gb_per_s=_ratio((read_bytes + stored_bytes) / 1e9, seconds, 3),
             lookup_retrieve=Latency.of(retrieve_s),

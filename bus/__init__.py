@@ -7,6 +7,7 @@ imported by its own name, `from bus.aio import AsyncClient`: most processes need
 from bus.address import BadAddress, validate_address
 from bus.client import Client, PendingCall
 from bus.errors import (
+    BadAnswer,
     BadMessage,
     BusError,
     CallError,
@@ -27,6 +28,7 @@ __all__ = [
     "DEFERRED",
     "PROTOCOL_VERSION",
     "BadAddress",
+    "BadAnswer",
     "BadMessage",
     "BusError",
     "Call",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import struct
 from typing import Any, TypeVar, cast
 
+import msgspec
 import zmq
 
 from bus import wire
-from bus.errors import DeadlineExceeded, MessageTooLarge, Unavailable
+from bus.errors import BadAnswer, DeadlineExceeded, MessageTooLarge, Unavailable
 from bus.schema import Message, Request, message_name, reply_decoder
 
 R = TypeVar("R")
@@ -56,10 +57,14 @@ def call_id_of(data: bytes) -> int:
 
 
 def answer(request: Request[R], data: bytes) -> R:
-    """The reply in a frame; raises the `CallError` if it carries one."""
+    """The reply in a frame; raises the `CallError` if it carries one, `BadAnswer` if neither."""
     if data[3] == wire.ERROR:
         raise wire.decode_error(data)
-    return cast(R, reply_decoder(type(request)).decode(memoryview(data)[wire.HEADER.size :]))
+    try:
+        return cast(R, reply_decoder(type(request)).decode(memoryview(data)[wire.HEADER.size :]))
+    except msgspec.DecodeError as fault:
+        name = message_name(type(request))
+        raise BadAnswer(f"the answer to {name} is not what it should be: {fault}") from None
 
 
 def unavailable(address: str, why: str) -> Unavailable:

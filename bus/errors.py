@@ -36,6 +36,10 @@ class MessageTooLarge(BusError):
     """The message is larger than the server accepts; it was not sent."""
 
 
+class BadAnswer(BusError):
+    """The server broke the protocol: its answer is not what the request's declaration says."""
+
+
 class CallError(BusError):
     """The answer to a call was an error. `values` holds the numbers of the sentence."""
 

@@ -23,7 +23,7 @@ import msgspec
 import zmq
 
 from bus import wire
-from bus.address import validate_address
+from bus.address import BadAddress, validate_address
 from bus.errors import (
     BadMessage,
     CallError,
@@ -56,6 +56,9 @@ class ServerCounters:
     undeliverable: int = 0
 
 
+Handler = Callable[["Call", Any], Any]
+
+
 class Call:
     """One open request. `peer` is the sender's routing id: unique, never used again."""
 
@@ -65,6 +68,16 @@ class Call:
         self._server = server
         self.peer = peer
         self.call_id = call_id
+
+    def serve(self, handler: Handler, message: Message) -> None:
+        """Answer a deferred call with what `handler(self, message)` returns or raises."""
+        try:
+            reply = self._server._handled(handler, self, message)
+        except CallError as error:
+            self.fail(error)
+        else:
+            if reply is not DEFERRED:
+                self.answer(reply)
 
     def answer(self, reply: Any) -> None:
         """Answer a deferred call."""
@@ -80,9 +93,6 @@ class Call:
         """Answer a deferred call with an error."""
         self._server.counters.errors += 1
         self._server._send(self, wire.error_frame(self.call_id, self._server.epoch, error))
-
-
-Handler = Callable[[Call, Any], Any]
 
 
 def sentence_of(fault: Exception) -> str:
@@ -115,7 +125,8 @@ class Server:
         self._messages = {message_name(kind): kind for kind in messages}
         self._handlers: dict[type[Message], Handler] = {}
         self._decode = request_decoder(messages).decode
-        self._on_undeliverable = on_undeliverable
+        self.on_undeliverable = on_undeliverable
+        """Told of calls whose answer their caller did not take."""
         self._timers: list[_Timer] = []
         self._stopping = False
         self._context = zmq.Context()
@@ -151,6 +162,8 @@ class Server:
         previous = os.umask(0o177)
         try:
             self._socket.bind(address)
+        except zmq.ZMQError as fault:
+            raise BadAddress(f"cannot listen at {address}: {fault.strerror}") from None
         finally:
             os.umask(previous)
         return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -158,6 +171,15 @@ class Server:
     def stop(self) -> None:
         """End `run` within a tick. May be called from a signal handler or another thread."""
         self._stopping = True
+
+    def is_connected(self, peer: bytes) -> bool:
+        """Whether a peer is still there. It is sent a notice, which clients disregard."""
+        try:
+            self._socket.send(peer, zmq.SNDMORE | zmq.DONTWAIT)
+            self._socket.send(wire.frame(wire.NOTICE, 0, self.epoch, None), zmq.DONTWAIT)
+        except zmq.ZMQError as fault:
+            return fault.errno != zmq.EHOSTUNREACH
+        return True
 
     def run(self) -> None:
         """Serve until `stop`. Refuses to start while a declared message has no handler."""
@@ -251,8 +273,11 @@ class Server:
             message = self._decode(memoryview(data)[wire.HEADER.size :])
         except _DECODER_FAULTS as fault:
             raise self._undecodable(data, fault) from None
+        return self._handled(self._handlers[type(message)], call, message)
+
+    def _handled(self, handler: Handler, call: Call, message: Message) -> Any:
         try:
-            return self._handlers[type(message)](call, message)
+            return handler(call, message)
         except CallError:
             raise
         except Exception as fault:
@@ -282,8 +307,8 @@ class Server:
             if fault.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             self.counters.undeliverable += 1
-            if self._on_undeliverable is not None:
-                self._on_undeliverable(call)
+            if self.on_undeliverable is not None:
+                self.on_undeliverable(call)
 
     def _disconnect(self, peer: bytes, frame: zmq.Frame, fault: wire.NotWellFramed) -> None:
         """End the connection that `frame` came by; libzmq notices as if the peer had left."""

@@ -95,9 +95,9 @@ def _packed(token_ids: TokenIds) -> memoryview:
         view = memoryview(token_ids)
         if isinstance(token_ids, bytes | bytearray) and len(view) % 4 == 0:
             return view
-        if view.format in ("I", "i", "<I", "<i") and view.c_contiguous:
+        if view.format in ("I", "<I") and view.c_contiguous:
             return view.cast("B")
-        if view.format not in ("Q", "q", "L", "l", "<Q", "<q"):
+        if view.format not in ("i", "<i", "Q", "q", "L", "l", "<Q", "<q"):
             raise ValueError(
                 f"token ids in a buffer of format {view.format!r} and {view.nbytes} bytes: expected"
                 " uint32 or int64 values"
@@ -114,6 +114,8 @@ def _by_chunk(extra: ExtraKeys, chunk_tokens: int) -> dict[int, list[tuple[int, 
     for position, value in extra:
         if position < 0:
             raise ValueError(f"extra key at token position {position}: must not be negative")
-        data = value.encode() if isinstance(value, str) else bytes(value)
+        if not isinstance(value, str | bytes):
+            raise ValueError(f"extra key {value!r} at position {position}: must be bytes or str")
+        data = value.encode() if isinstance(value, str) else value
         chunks.setdefault(position // chunk_tokens, []).append((position % chunk_tokens, data))
     return {chunk: sorted(values) for chunk, values in chunks.items()}

@@ -65,9 +65,9 @@ def is_locked(descriptor: int) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def sweep(clients: Path) -> int:
-    """Remove the files of clients that are gone; returns how many."""
-    removed = 0
+def living_clients(clients: Path) -> set[bytes]:
+    """The ids of all clients that live. The files of the others are removed."""
+    living: set[bytes] = set()
     for path in clients.iterdir():
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -76,7 +76,10 @@ def sweep(clients: Path) -> int:
         try:
             if not is_locked(descriptor):
                 path.unlink(missing_ok=True)
-                removed += 1
+            elif len(path.name) == 2 * CLIENT_ID_BYTES:
+                living.add(bytes.fromhex(path.name))
+        except ValueError:  # not a name that a client has
+            continue
         finally:
             os.close(descriptor)
-    return removed
+    return living

@@ -18,6 +18,8 @@ from bus import Done, Message, Notice, Request
 from lmcache_mp.namespace import Namespace
 
 KEY_BYTES = 32
+MAX_KEYS = 8192
+"""Of one message: two million tokens in chunks of 256. More would hold up everybody else."""
 SLOT_UNIT_BYTES = 4096
 
 LeaseId = Annotated[int, Meta(ge=1)]
@@ -33,6 +35,8 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     size_bytes: int
+    populated_bytes: int
+    """So much of it, from the beginning, is backed by memory."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,7 +293,8 @@ class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     who: str
     pid: int
-    client_id: str
+    client: str
+    """Digest of the client's id."""
     connections: int
     leases: int
     leased_chunks: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,3 +168,40 @@ def test_a_store_before_l1_is_populated_waits_for_the_first_pages(start_engine: 
     engine.start(populated=False)
     fill(engine, 2)
     assert engine.status().counters.stored_chunks == 2
+
+
+def test_an_address_in_use_is_refused_with_a_sentence(engine: EngineProcess) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        engine.stop()
+        port = taken.getsockname()[1]
+        engine.reconfigure(bus=(f"tcp://127.0.0.1:{port}",), bus_insecure_loopback=True)
+        refused = run_once(engine)
+    assert refused.returncode == 2
+    assert f"cannot listen at tcp://127.0.0.1:{port}: Address already in use" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_start_that_was_cut_off_is_no_obstacle_to_the_next(engine: EngineProcess) -> None:
+    engine.kill()
+    os.truncate(engine.l1_files.segment, 0)
+    engine.reconfigure(l1_size=None)
+    engine.start(populated=False)
+    assert engine.status().state == "ready"
+
+
+def test_a_damaged_lease_record_of_the_living_means_a_new_l1(engine: EngineProcess) -> None:
+    with engine.client(fail_open=True) as cache:
+        batch = cache.begin_store(cache.chunk_keys(range(8)))
+        geometry = engine.open_header()
+        engine.kill()
+        with open(engine.l1_files.state, "r+b") as state:
+            state.seek(geometry.leases_at + 16)  # into the first record
+            byte = state.read(1)[0]
+            state.seek(geometry.leases_at + 16)
+            state.write(bytes([byte ^ 1]))
+        engine.start()
+        assert any("damaged lease" in why for why in engine.status().l1.dropped_records)
+        assert batch.commit() == 0
+        assert engine.status().l1.ready_chunks == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import bus
 from lmcache_mp import messages as m
 from lmcache_mp.client import CacheClient, Namespace
 from lmcache_mp.config import Config
+from lmcache_mp.l1.state_file import Geometry, StateFile
 from lmcache_mp.rundir import L1Files, RunDir
 from lmcache_mp.units import Size
 from tests.waiting import wait_until
@@ -88,6 +90,15 @@ class EngineProcess:
         return CacheClient.connect(
             self.address, namespace, **{"fail_open": False, "timeout_s": 10, **options}
         )
+
+    def open_header(self) -> Geometry:
+        """What the state file says of L1."""
+        with (
+            open(self.l1_files.state, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+            memoryview(mapping) as buffer,
+        ):
+            return StateFile.read_geometry(buffer)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

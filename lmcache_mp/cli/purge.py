@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from lmcache_mp.cli.failure import Failure
 from lmcache_mp.cli.sources import Resolved
 from lmcache_mp.config import Config, ConfigError
-from lmcache_mp.liveness import sweep
+from lmcache_mp.liveness import living_clients
 from lmcache_mp.rundir import L1Files, RunDir
 from lmcache_mp.units import format_bytes
 
@@ -86,4 +86,4 @@ def _tidy(run_dir: RunDir) -> None:
     for path in (run_dir.path / "bus.sock", run_dir.config_file):
         path.unlink(missing_ok=True)
     if run_dir.clients.is_dir():
-        sweep(run_dir.clients)  # who lives keeps its file, for the next server
+        living_clients(run_dir.clients)  # who lives keeps its file, for the next server

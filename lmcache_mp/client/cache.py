@@ -1,12 +1,13 @@
 """`CacheClient`: the verbs of the cache for one namespace and one shard.
 
-An inference engine must never fail because its cache did: every verb ends within `timeout_s` (a
-commit, for which something has been copied already, may wait as long for a server that restarts),
-and answers a miss or a skipped store where the server could not; see `_open`.
+An inference engine must never fail because its cache did: every verb ends within `timeout_s`, and
+answers a miss or a skipped store where the server could not; see `_open`. Only a commit, for which
+something has been copied already, waits that long for a server that restarts.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from typing import TypeVar
 
 import bus
 from lmcache_mp import namespace as namespaces
+from lmcache_mp.client.deadline import Deadline
 from lmcache_mp.client.leases import Pin, RetrieveHit, Slots, StoreBatch
-from lmcache_mp.client.session import Link, Session
-from lmcache_mp.errors import BadShard, LeaseNotFound
+from lmcache_mp.client.session import ClientClosed, Link, Session
+from lmcache_mp.errors import BadShard, LeaseNotFound, LeaseRefused, NotRegistered
 from lmcache_mp.keys import ChunkKeys, ExtraKeys, TokenIds, chunk_keys
 from lmcache_mp.logging import init_logger
 from lmcache_mp.messages import (
@@ -38,6 +40,9 @@ R = TypeVar("R")
 log = init_logger(__name__)
 
 COMMIT_RETRY_S = 0.01
+
+_WORTH_A_NEW_CONNECTION = (bus.Unavailable, bus.StaleEpoch, LeaseRefused, NotRegistered)
+"""What a connection that has become stale is answered with."""
 
 
 @dataclass(slots=True)
@@ -72,7 +77,7 @@ class CacheClient:
         self.shard = shard
         self.fail_open = fail_open
         self.counters = Counters()
-        self._session = Session(address, namespace, who, timeout_s)
+        self._session = Session(address, namespace, who)
         self._timeout_s = timeout_s
 
     @classmethod
@@ -95,7 +100,7 @@ class CacheClient:
             address, namespace, shard=shard, fail_open=fail_open, timeout_s=timeout_s, who=who
         )
         try:
-            cache._session.link()
+            cache._session.link(Deadline(timeout_s))
         except (bus.Unavailable, bus.DeadlineExceeded) as fault:
             if not fail_open:
                 cache.close()
@@ -115,8 +120,10 @@ class CacheClient:
     def lookup(self, keys: ChunkKeys, *, hold_s: float = 0.0) -> LookupReply:
         """How much of the prompt is here; with `hold_s` it is kept that long if it can be."""
 
-        def ask(link: Link) -> LookupReply:
-            return link.client.call(Lookup(link.namespace_id, keys.buffer, hold_s), self._timeout_s)
+        def ask(link: Link, deadline: Deadline) -> LookupReply:
+            return link.client.call(
+                Lookup(link.namespace_id, keys.buffer, hold_s), deadline.left_s()
+            )
 
         reply = self._open("lookup", ask, LookupReply(0))
         self.counters.lookup_chunks += len(keys)
@@ -130,15 +137,15 @@ class CacheClient:
     def begin_store(self, keys: ChunkKeys) -> StoreBatch:
         """As `store`, for a caller that commits or aborts later."""
 
-        def ask(link: Link) -> tuple[Slots, int]:
+        def ask(link: Link, deadline: Deadline) -> tuple[Slots, int]:
             request = PrepareStore(link.namespace_id, keys.buffer, self.shard, keys.tenant)
-            lease_id, grant = self._lease(link, request)
-            slots = self._slots(lease_id, array("I", grant.indices), array("I", grant.slots))
+            lease_id, grant = self._lease(link, request, deadline)
+            slots = self._slots(link, lease_id, array("I", grant.indices), array("I", grant.slots))
             slots.writable = True
             return slots, grant.no_room_chunks
 
         slots, no_room = self._open("store", ask, (Slots(), 0)) if len(keys) else (Slots(), 0)
-        return StoreBatch(slots, no_room, lambda s, w: self._commit(keys, s, w), self._release)
+        return StoreBatch(slots, no_room, self._commit, self._give_back)
 
     def retrieve(self, keys: ChunkKeys) -> RetrieveHit:
         """Hold the longest prefix that is here; to be used as a context manager."""
@@ -147,56 +154,60 @@ class CacheClient:
     def begin_retrieve(self, keys: ChunkKeys) -> RetrieveHit:
         """As `retrieve`, for a caller that releases later."""
 
-        def ask(link: Link) -> Slots:
+        def ask(link: Link, deadline: Deadline) -> Slots:
             request = PrepareRetrieve(link.namespace_id, keys.buffer)
-            lease_id, grant = self._lease(link, request)
+            lease_id, grant = self._lease(link, request, deadline)
             addresses = array("I", grant.slots)
-            return self._slots(lease_id, array("I", range(len(addresses))), addresses)
+            return self._slots(link, lease_id, array("I", range(len(addresses))), addresses)
 
         slots = self._open("retrieve", ask, Slots()) if len(keys) else Slots()
         self.counters.retrieved_chunks += len(slots)
-        return RetrieveHit(slots, self._release)
+        return RetrieveHit(slots, self._give_back, self._session.owe)
 
     def pin(self, keys: ChunkKeys) -> Pin:
         """Keep the longest prefix from eviction while this client lives, or until released."""
 
-        def ask(link: Link) -> tuple[int, int]:
-            lease_id, pinned = self._lease(link, PinMessage(link.namespace_id, keys.buffer))
+        def ask(link: Link, deadline: Deadline) -> tuple[int, int]:
+            lease_id, pinned = self._lease(
+                link, PinMessage(link.namespace_id, keys.buffer), deadline
+            )
             if not pinned.chunks:
                 self._session.held.discard(lease_id)
             return (lease_id if pinned.chunks else 0), pinned.chunks
 
         lease_id, chunks = self._open("pin", ask, (0, 0))
-        return Pin(lease_id, chunks, self._session.give_back)
+        return Pin(lease_id, chunks, self._give_back, self._session.owe)
 
     def touch(self, keys: ChunkKeys) -> int:
         """Mark the longest prefix as just used; returns its chunks."""
 
-        def ask(link: Link) -> int:
-            return link.client.call(Touch(link.namespace_id, keys.buffer), self._timeout_s).chunks
+        def ask(link: Link, deadline: Deadline) -> int:
+            return link.client.call(Touch(link.namespace_id, keys.buffer), deadline.left_s()).chunks
 
         return self._open("touch", ask, 0)
 
     def delete(self, keys: ChunkKeys) -> int:
         """Forget these chunks; returns how many were here."""
 
-        def ask(link: Link) -> int:
-            return link.client.call(Delete(link.namespace_id, keys.buffer), self._timeout_s).chunks
+        def ask(link: Link, deadline: Deadline) -> int:
+            return link.client.call(
+                Delete(link.namespace_id, keys.buffer), deadline.left_s()
+            ).chunks
 
         return self._open("delete", ask, 0)
 
     def clear(self) -> int:
         """Forget all chunks of this namespace; returns how many there were."""
 
-        def ask(link: Link) -> int:
+        def ask(link: Link, deadline: Deadline) -> int:
             request = Clear(namespace_id=link.namespace_id)
-            return link.client.call(request, self._timeout_s).cleared_chunks
+            return link.client.call(request, deadline.left_s()).cleared_chunks
 
         return self._open("clear", ask, 0)
 
     def close(self) -> None:
         """Give back all that is held and disconnect. Idempotent."""
-        self._session.close()
+        self._session.close(Deadline(self._timeout_s))
 
     def __enter__(self) -> CacheClient:
         return self
@@ -204,107 +215,102 @@ class CacheClient:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _open(self, verb: str, ask: Callable[[Link], T], otherwise: T) -> T:
+    def _open(self, verb: str, ask: Callable[[Link, Deadline], T], otherwise: T) -> T:
         """The one place where a verb fails open: `ask`, once more on a new connection if the old
-        one was dead, and `otherwise` with a count if the server cannot answer.
+        one was of no use, and `otherwise` with a count if the server cannot answer.
         """
+        deadline = Deadline(self._timeout_s)
         try:
             try:
-                return ask(self._settled_link())
-            except bus.Unavailable:
+                return ask(self._session.link(deadline), deadline)
+            except ClientClosed:
+                raise
+            except _WORTH_A_NEW_CONNECTION as fault:
+                if isinstance(fault, LeaseRefused) and self._session.refused:
+                    raise
                 self._session.lose_link()
-                return ask(self._settled_link())
+                return ask(self._session.link(deadline), deadline)
         except bus.BusError as fault:
             self._count(verb, fault)
-            if isinstance(fault, bus.Unavailable):
+            if not isinstance(fault, bus.CallError):
                 self._session.lose_link()
             if not self.fail_open:
                 raise
             return otherwise
 
-    def _settled_link(self) -> Link:
-        if self._session.owed:
-            self._session.settle()
-        return self._session.link()
+    def _lease(self, link: Link, request: bus.Request[R], deadline: Deadline) -> tuple[int, R]:
+        """A call that grants a lease, and the lease's id.
 
-    def _lease(self, link: Link, request: bus.Request[R]) -> tuple[int, R]:
-        """A call that grants a lease, and the lease's id. One that is answered too late is given
-        back unseen.
+        If its answer is not seen, the connection goes, so that the answer cannot be delivered, and
+        the lease is owed, in case it has been.
         """
         self._session.require_lease_right()
-        call = link.client.start(request)
-        self._session.held.add(call.call_id)
+        lease_id = self._session.new_lease_id()
         try:
-            return call.call_id, call.result(self._timeout_s)
+            reply = link.client.start(request, lease_id).result(deadline.left_s())
         except bus.CallError:
-            self._session.held.discard(call.call_id)
+            self._session.held.discard(lease_id)
             raise
-        except bus.BusError:  # it may have been granted all the same
-            self._session.owe(call.call_id)
+        except bus.BusError:
+            self._session.lose_link()
+            self._session.owe(lease_id)
             raise
+        if lease_id not in self._session.held:  # another thread has met the server's successor
+            raise bus.Unavailable(f"lease {lease_id} did not outlive the server that granted it")
+        return lease_id, reply
 
-    def _slots(self, lease_id: int, indices: array[int], addresses: array[int]) -> Slots:
+    def _slots(
+        self, link: Link, lease_id: int, indices: array[int], addresses: array[int]
+    ) -> Slots:
         if not addresses:
             self._session.held.discard(lease_id)  # nothing granted, nothing to give back
             return Slots()
+        shard_bytes = self.namespace.shard_bytes
         return Slots(
-            lease_id,
-            indices,
-            addresses,
-            self._session.mapping,
-            self.shard * self.namespace.shard_bytes,
-            self.namespace.shard_bytes,
+            lease_id, indices, addresses, link.mapping, self.shard * shard_bytes, shard_bytes
         )
 
-    def _release(self, slots: Slots) -> None:
-        self._session.give_back(slots.lease_id)
+    def _give_back(self, lease_id: int) -> None:
+        self._session.give_back(lease_id, Deadline(self._timeout_s))
 
-    def _commit(self, keys: ChunkKeys, slots: Slots, written: list[int]) -> int:
+    def _commit(self, slots: Slots, written: list[int]) -> int:
         """Commit to the engine that lives: the one that granted the lease, or its successor."""
         everything = len(written) == len(slots)
         positions = None if everything else array("I", written).tobytes()
         request = CommitStore(slots.lease_id, positions)
-        deadline_s = time.monotonic() + self._timeout_s
-        sent = False
-        while True:
-            try:
-                link = self._session.link()
-                if slots.lease_id not in self._session.held:
-                    raise LeaseNotFound(f"lease {slots.lease_id} did not outlive the server")
-                sent = True
-                taken = link.client.call(request, self._timeout_s).chunks
-                break
-            except bus.Unavailable as fault:
-                self._session.lose_link()
-                if time.monotonic() + COMMIT_RETRY_S > deadline_s:
-                    return self._commit_failed(fault)
-                time.sleep(COMMIT_RETRY_S)
-            except LeaseNotFound as fault:
-                if not sent:
-                    return self._commit_failed(fault)
-                taken = self._found(keys, slots, written)  # the answer to it may have been lost
-                break
-            except bus.BusError as fault:
-                self._session.give_back(slots.lease_id)
-                return self._commit_failed(fault)
+        deadline = Deadline(self._timeout_s)
+        try:
+            taken = self._committed(request, deadline)
+        except bus.BusError as fault:
+            self._session.owe(slots.lease_id)
+            self._count("commit", fault)
+            if not self.fail_open:
+                raise
+            return 0
         self._session.held.discard(slots.lease_id)
         self.counters.stored_chunks += taken
         return taken
 
-    def _found(self, keys: ChunkKeys, slots: Slots, written: list[int]) -> int:
-        """How many of the chunks of a commit without an answer are here."""
-        wanted = b"".join(keys[slots.indices[position]] for position in written)
-        return self.lookup(ChunkKeys(wanted, keys.tenant)).l1_chunks
-
-    def _commit_failed(self, fault: bus.BusError) -> int:
-        self._count("commit", fault)
-        if not self.fail_open:
-            raise fault
-        return 0
+    def _committed(self, request: CommitStore, deadline: Deadline) -> int:
+        while True:
+            try:
+                link = self._session.link(deadline)
+                if request.lease_id not in self._session.held:
+                    raise LeaseNotFound(
+                        f"lease {request.lease_id} is not known to the server's successor: the"
+                        " commit came through before, or the chunks are lost"
+                    )
+                return link.client.call(request, deadline.left_s()).chunks
+            except ClientClosed:
+                raise
+            except bus.Unavailable:
+                self._session.lose_link()
+                time.sleep(min(COMMIT_RETRY_S, deadline.left_s()))
 
     def _count(self, verb: str, fault: bus.BusError) -> None:
         failures = self.counters.failures
         failures[verb] = failures.get(verb, 0) + 1
-        level = "warning" if str(fault) != self.counters.last_failure else "debug"
-        self.counters.last_failure = str(fault)
-        getattr(log, level)("%s failed open: %s", verb, fault)
+        why = str(fault)  # not the exception: its traceback would keep what the frames hold
+        level = logging.WARNING if why != self.counters.last_failure else logging.DEBUG
+        self.counters.last_failure = why
+        log.log(level, "%s failed open: %s", verb, why)

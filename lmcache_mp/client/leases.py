@@ -47,7 +47,8 @@ class Slots:
 class StoreBatch:
     """Reserved slots for what is missing of a prompt. Fill them; leaving the `with` commits.
 
-    For copies that end later: `begin_store`, then `commit` or `abort` when they have ended.
+    For copies that end later: `begin_store`, then `commit` or `abort` when they have ended. A batch
+    that is dropped without either keeps its slots while the client lives: a device may be copying.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class StoreBatch:
         slots: Slots,
         no_room_chunks: int,
         commit: Callable[[Slots, list[int]], int],
-        abort: Callable[[Slots], None],
+        abort: Callable[[int], None],
     ) -> None:
         self._slots = slots
         self._commit = commit
         self._abort = abort
-        self._handed_out: list[int] = []
+        self._handed_out: dict[int, None] = {}
         self._open = bool(slots)
         self.no_room_chunks = no_room_chunks
         """Missing chunks that no room could be made for."""
@@ -83,7 +84,7 @@ class StoreBatch:
         """
         for position in range(len(self._slots)):
             view = self._slots.view(position)
-            self._handed_out.append(position)
+            self._handed_out[position] = None
             yield self._slots.indices[position], view
 
     def commit(self) -> int:
@@ -91,7 +92,7 @@ class StoreBatch:
         if self._open:
             self._open = False
             self._slots.end_views()
-            self.committed_chunks = self._commit(self._slots, self._handed_out)
+            self.committed_chunks = self._commit(self._slots, sorted(self._handed_out))
         return self.committed_chunks
 
     def abort(self) -> None:
@@ -99,7 +100,7 @@ class StoreBatch:
         if self._open:
             self._open = False
             self._slots.end_views()
-            self._abort(self._slots)
+            self._abort(self._slots.lease_id)
 
     def __enter__(self) -> StoreBatch:
         return self
@@ -114,10 +115,18 @@ class StoreBatch:
 class RetrieveHit:
     """The longest prefix that was here, held for reading until released."""
 
-    def __init__(self, slots: Slots, release: Callable[[Slots], None]) -> None:
+    def __init__(
+        self, slots: Slots, release: Callable[[int], None], owe: Callable[[int], None]
+    ) -> None:
+        """`release` gives the lease back now, `owe` with the client's next call."""
         self._slots = slots
         self._release = release
+        self._owe = owe
         self._open = bool(slots)
+
+    def __del__(self) -> None:
+        if self._open:
+            self._owe(self._slots.lease_id)
 
     @property
     def chunks(self) -> int:
@@ -137,7 +146,7 @@ class RetrieveHit:
         if self._open:
             self._open = False
             self._slots.end_views()
-            self._release(self._slots)
+            self._release(self._slots.lease_id)
 
     def __enter__(self) -> RetrieveHit:
         return self
@@ -147,13 +156,24 @@ class RetrieveHit:
 
 
 class Pin:
-    """Chunks kept from eviction until released."""
+    """Chunks kept from eviction until released, or until this object is dropped."""
 
-    def __init__(self, lease_id: int, chunks: int, release: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        lease_id: int,
+        chunks: int,
+        release: Callable[[int], None],
+        owe: Callable[[int], None],
+    ) -> None:
         self._lease_id = lease_id
         self._release = release
+        self._owe = owe
         self.chunks = chunks
         """How many, from the first on."""
+
+    def __del__(self) -> None:
+        if self._lease_id:
+            self._owe(self._lease_id)
 
     def release(self) -> None:
         """Let them go. Idempotent."""

@@ -6,11 +6,14 @@ import contextlib
 import mmap
 import os
 import threading
+from collections.abc import Callable
 
+import bus
 from lmcache_mp.madvise import MADV_DONTFORK, MADV_POPULATE_WRITE, address_of, madvise
 from lmcache_mp.messages import SLOT_UNIT_BYTES, Segment
 
 STEP_BYTES = 64 << 20
+ASK_AGAIN_S = 0.5
 
 
 class Mapping:
@@ -18,8 +21,10 @@ class Mapping:
     the first pass over a fresh mapping is an eighth as fast as every later one.
     """
 
-    def __init__(self, segment: Segment, l1_id: bytes) -> None:
-        """Raises `OSError` if the segment cannot be mapped."""
+    def __init__(self, segment: Segment, l1_id: bytes, ask: Callable[[], Segment]) -> None:
+        """`ask` tells how far the server has populated a segment that it has just made: it is the
+        server's memory, so this process touches nothing before. Raises `OSError`.
+        """
         self.l1_id = l1_id
         descriptor = os.open(segment.path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -31,7 +36,7 @@ class Mapping:
         madvise(self._address, segment.size_bytes, MADV_DONTFORK)
         self._closing = threading.Event()
         self._populator = threading.Thread(
-            target=self._populate, name="lmcache-mp populate", daemon=True
+            target=self._populate, args=(segment, ask), name="lmcache-mp populate", daemon=True
         )
         self._populator.start()
 
@@ -52,12 +57,19 @@ class Mapping:
             self._view.release()
             self._mmap.close()
 
-    def _populate(self) -> None:
-        for start in range(0, len(self._mmap), STEP_BYTES):
-            if self._closing.is_set():
+    def _populate(self, segment: Segment, ask: Callable[[], Segment]) -> None:
+        done = 0
+        while not self._closing.is_set():
+            while done < segment.populated_bytes and not self._closing.is_set():
+                length = min(STEP_BYTES, segment.populated_bytes - done)
+                try:
+                    madvise(self._address + done, length, MADV_POPULATE_WRITE)
+                except OSError:  # a kernel that cannot: pages come as they are used
+                    return
+                done += length
+            if segment.populated_bytes == segment.size_bytes or self._closing.wait(ASK_AGAIN_S):
                 return
-            length = min(STEP_BYTES, len(self._mmap) - start)
             try:
-                madvise(self._address + start, length, MADV_POPULATE_WRITE)
-            except OSError:  # no memory left, or a kernel that cannot: pages come as they are used
+                segment = ask()
+            except bus.BusError:  # the server is away; what is left comes as it is used
                 return

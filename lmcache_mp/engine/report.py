@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 
 import lmcache_mp
@@ -12,6 +11,7 @@ from bus import Server
 from lmcache_mp import messages as m
 from lmcache_mp.config import Config
 from lmcache_mp.engine.clients import Clients
+from lmcache_mp.l1.lease import LeaseKind
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.messages import SLOT_UNIT_BYTES
 
@@ -25,7 +25,7 @@ class Facts:
     capacity_bytes: int
     populated_bytes: int
     run_dir: str
-    addresses: list[str]
+    addresses: list[str] = field(default_factory=list)
     adopted_chunks: int = 0
     dropped_records: dict[str, int] = field(default_factory=dict)
     populate_error: str = ""
@@ -61,7 +61,7 @@ def status_report(
             m.ClientStatus(
                 who=client.who,
                 pid=client.pid,
-                client_id=client.owner.id.hex(),
+                client=client.name,
                 connections=len(client.peers),
                 leases=len(client.owner.leases),
                 leased_chunks=sum(len(lease.slots) for lease in client.owner.leases.values()),
@@ -87,7 +87,7 @@ def _l1_status(facts: Facts, l1: L1) -> m.L1Status:
         page_bytes=l1.state.geometry.page_bytes,
         ready_chunks=sum(len(entry.ready) for entry in entries),
         incomplete_chunks=sum(len(entry.incomplete) for entry in entries),
-        leased_chunks=len(_leased(l1)),
+        leased_chunks=_leased_chunks(l1),
         eviction_policy=l1.policy,
         adopted_chunks=facts.adopted_chunks,
         dropped_records=facts.dropped_records,
@@ -95,11 +95,11 @@ def _l1_status(facts: Facts, l1: L1) -> m.L1Status:
     )
 
 
-def _leased(l1: L1) -> Counter[object]:
+def _leased_chunks(l1: L1) -> int:
+    """Chunks under leases other than holds; one that has several counts as often."""
     owners = l1.ledger.owners.values()
-    return Counter(
-        slot for owner in owners for lease in owner.leases.values() for slot in lease.slots
-    )
+    leases = (lease for owner in owners for lease in owner.leases.values())
+    return sum(len(lease.slots) for lease in leases if lease.kind != LeaseKind.HOLD)
 
 
 def _counters(l1: L1) -> m.CacheCounters:

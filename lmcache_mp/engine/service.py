@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import lmcache_mp
-from bus import DEFERRED, Call, CallError, Done, Server
+from bus import DEFERRED, Call, Done, Server
 from lmcache_mp import messages as m
 from lmcache_mp.config import Config
 from lmcache_mp.engine.clients import Clients
@@ -36,7 +36,8 @@ class Service:
         self._config = config
         self._facts = facts
         self._populating = facts.populated_bytes < facts.capacity_bytes
-        self._waiting_for_memory: list[tuple[Call, m.PrepareStore]] = []
+        server.on_undeliverable = self.undeliverable
+        self._waiting_for_memory: dict[tuple[bytes, int], tuple[Call, m.PrepareStore]] = {}
         """Stores that came before the first page was there."""
         server.on(m.Hello, self.hello)
         server.on(m.Goodbye, self.goodbye)
@@ -77,7 +78,11 @@ class Service:
             server=self._config.name,
             version=lmcache_mp.__version__,
             l1_id=self._l1.state.geometry.l1_id,
-            segment=m.Segment(path=self._facts.path, size_bytes=self._facts.capacity_bytes),
+            segment=m.Segment(
+                path=self._facts.path,
+                size_bytes=self._facts.capacity_bytes,
+                populated_bytes=self._facts.populated_bytes,
+            ),
             chunk_tokens=self._config.chunk_tokens,
             leases=leases,
             may_lease=not reason,
@@ -95,9 +100,9 @@ class Service:
 
     def lookup(self, call: Call, message: m.Lookup) -> m.LookupReply:
         entry = self._l1.namespaces[message.namespace_id]
-        if not message.hold_s:
+        owner = self._clients.find(call) if message.hold_s else None
+        if owner is None:
             return m.LookupReply(self._l1.lookup(entry, message.keys))
-        owner = self._clients.of(call)
         until_s = time.monotonic() + message.hold_s
         return m.LookupReply(self._l1.hold(owner, call.call_id, entry, message.keys, until_s))
 
@@ -105,7 +110,7 @@ class Service:
         self._refuse_if_draining()
         owner, entry = self._clients.of(call), self._l1.namespaces[message.namespace_id]
         if self._populating and not self._l1.allocator.pages.populated:
-            self._waiting_for_memory.append((call, message))
+            self._waiting_for_memory[owner.id, call.call_id] = (call, message)
             return DEFERRED  # type: ignore[no-any-return]
         return self._l1.prepare_store(
             owner,
@@ -131,6 +136,8 @@ class Service:
 
     def release(self, call: Call, message: m.Release) -> None:
         owner = self._clients.of(call)
+        if self._waiting_for_memory.pop((owner.id, message.lease_id), None) is not None:
+            return  # its caller has given up
         try:
             self._l1.release(owner, message.lease_id)
         except LeaseNotFound:  # of a call that was refused or lost: there was nothing to give back
@@ -175,9 +182,10 @@ class Service:
         state, pages = self._l1.state, self._l1.allocator.pages
         if message.l1_id != state.geometry.l1_id:
             return Done()
-        if message.populated_bytes > state.populated_bytes:
-            state.populated_bytes = self._facts.populated_bytes = message.populated_bytes
-            pages.populate(message.populated_bytes // state.geometry.page_bytes)
+        populated_bytes = min(message.populated_bytes, state.geometry.l1_bytes)
+        if populated_bytes > state.populated_bytes:
+            state.populated_bytes = self._facts.populated_bytes = populated_bytes
+            pages.populate(populated_bytes // state.geometry.page_bytes)
         if message.error:
             self.population_failed(message.error)
         elif pages.populated == state.geometry.pages:
@@ -234,9 +242,6 @@ class Service:
             raise Draining("the server is stopping and grants nothing new")
 
     def _serve_those_who_wait(self) -> None:
-        waiting, self._waiting_for_memory = self._waiting_for_memory, []
-        for call, message in waiting:
-            try:
-                call.answer(self.prepare_store(call, message))
-            except CallError as error:
-                call.fail(error)
+        waiting, self._waiting_for_memory = self._waiting_for_memory, {}
+        for call, message in waiting.values():
+            call.serve(self.prepare_store, message)

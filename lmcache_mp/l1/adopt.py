@@ -8,7 +8,7 @@ generation is dropped and counted. Nobody is waited for.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection
 
 import msgspec
 
@@ -23,22 +23,42 @@ from lmcache_mp.l1.tier import L1
 Dropped = Counter[str]
 """Records not adopted, by reason."""
 
+LOST_RIGHTS = ("damaged slab", "damaged lease", "lease without slots")
+"""What may have stood for a client's right to bytes that it is using at this moment."""
 
-def adopt(l1: L1, alive: Callable[[bytes], bool], now_s: float) -> Dropped:
-    """Fill an empty `L1` from its state file. `alive(owner id)` says who still lives."""
+
+class AdoptionUnsafe(Exception):
+    """The records no longer say which bytes living clients use: start cold, with a new segment."""
+
+
+def adopt(l1: L1, living: Collection[bytes], now_s: float) -> Dropped:
+    """Fill an empty `L1` from its state file. `living` are the ids of the clients that live.
+
+    Raises `AdoptionUnsafe`; the L1 and its state file are then of no use any more.
+    """
     dropped: Dropped = Counter()
-    geometry = l1.state.geometry
-    l1.state.populated_bytes = min(l1.state.populated_bytes, geometry.l1_bytes)
-    l1.allocator.pages.populate(l1.state.populated_bytes // geometry.page_bytes)
+    _populated(l1)
     _namespaces(l1, dropped)
     slots = _slots(l1, dropped)
     records = _chunks(l1, slots, dropped)
     _leases(l1, slots, dropped)
+    lost = [reason for reason in LOST_RIGHTS if dropped[reason]]
+    if lost and living:
+        raise AdoptionUnsafe(f"{lost[0]} in the state file, and {len(living)} clients live")
     _settle(l1, slots, records, dropped, now_s)
     for owner in list(l1.ledger.owners.values()):
-        if not alive(owner.id):
+        if owner.id not in living:
             l1.owner_died(owner, now_s)
-    return dropped
+    return +dropped
+
+
+def _populated(l1: L1) -> None:
+    """Where the mark itself is damaged, what slabs cover was populated."""
+    geometry = l1.state.geometry
+    ends = [(first + pages) * geometry.page_bytes for first, pages, _ in l1.state.slabs()]
+    covered = min(max(ends, default=0), geometry.l1_bytes)
+    l1.state.populated_bytes = max(l1.state.populated_bytes, covered)
+    l1.allocator.pages.populate(l1.state.populated_bytes // geometry.page_bytes)
 
 
 def _namespaces(l1: L1, dropped: Dropped) -> None:
@@ -154,6 +174,7 @@ def _settle(
             slot.state = DOOMED
             l1.allocator.occupy(slot)
         else:
+            slot.slab.vacant += 1
             slot.slab.size_class.free.append(slot)
     l1.reservations.commits = max((record.sequence for record in records.values()), default=0)
 

@@ -14,8 +14,8 @@ from lmcache_mp.messages import SLOT_UNIT_BYTES
 MAX_UNFINISHED_SHARE = 1 / 2
 """Of L1: beyond, incomplete chunks that nobody writes are protected no longer."""
 
-RUNS_TRIED = 16
-"""Candidates looked at when pages are to change their class."""
+SLOTS_LOOKED_AT = 16384
+"""Bound of the search for a slab that nobody uses, when pages are to change their class."""
 
 
 class Allocator:
@@ -79,9 +79,10 @@ class Allocator:
         slot.state = FREE
         slot.index = NOWHERE
         slot.users = slot.writers = slot.committed = 0
-        size_class = slot.slab.size_class
-        size_class.free.append(slot)
-        self.used_units -= size_class.slot_units
+        slab = slot.slab
+        slab.vacant += 1
+        slab.size_class.free.append(slot)
+        self.used_units -= slab.size_class.slot_units
 
     def forget(self, slot: Slot) -> None:
         """Take a chunk out of index and records."""
@@ -119,6 +120,7 @@ class Allocator:
         size_class = self.size_class(slot_units * SLOT_UNIT_BYTES)
         slab = self._slab(size_class, first_page, pages)
         slab.carve(slab.capacity)
+        slab.vacant = 0
         size_class.slabs.append(slab)
         self.pages.give(slab)
         return slab
@@ -167,16 +169,17 @@ class Allocator:
         """Unfinished chunks that have waited long enough, or are too many."""
         stale: list[Slot] = []
         for slot in size_class.unfinished:
-            if len(stale) == count or not (slot.evictable(now_s) or self._too_many_unfinished()):
+            too_many = self._too_many_unfinished(len(stale) * size_class.slot_units)
+            if len(stale) == count or not (too_many or slot.evictable(now_s)):
                 break
             stale.append(slot)
         for slot in stale:
             self.written_again(slot)
         return stale
 
-    def _too_many_unfinished(self) -> bool:
+    def _too_many_unfinished(self, leaving_units: int) -> bool:
         populated = self.pages.populated * self._units_per_page
-        return self.unfinished_units > populated * MAX_UNFINISHED_SHARE
+        return self.unfinished_units - leaving_units > populated * MAX_UNFINISHED_SHARE
 
     def _give_up(self, slots: Sequence[Slot]) -> None:
         """Evict chunks of one class that nobody uses and that stand in no order any more."""
@@ -188,6 +191,7 @@ class Allocator:
             slot.index = NOWHERE
             slot.state = FREE
             slot.committed = 0
+            slot.slab.vacant += 1
         size_class = slots[0].slab.size_class
         size_class.free += slots
         self.used_units -= len(slots) * size_class.slot_units
@@ -201,22 +205,24 @@ class Allocator:
         if len(self.classes) == 1 or size_class.evictions_until_comparison > 0:
             return False
         size_class.evictions_until_comparison = size_class.slab_slots
-        oldest = min((slab.last_used for slab in size_class.slabs), default=math.inf)
+        oldest = min((slab.age for slab in size_class.slabs), default=math.inf)
         return self._take_pages(size_class, now_s, oldest)
 
     def _take_pages(self, size_class: SizeClass, now_s: float, older_than: float) -> bool:
         """Give pages of other classes to this one: those whose youngest chunk is oldest."""
         if len(self.classes) == 1:
             return False
-        for age, first in self.pages.cheapest_runs(size_class.slab_pages)[:RUNS_TRIED]:
-            if age >= older_than:
+        looked_at = 0
+        for age, first in self.pages.cheapest_runs(size_class.slab_pages, besides=size_class):
+            if age >= older_than or looked_at > SLOTS_LOOKED_AT:
                 return False
             run = self.pages.owners[first : first + size_class.slab_pages]
             slabs = {slab for slab in run if slab is not None}
-            if all(s.size_class is not size_class and s.idle(now_s) for s in slabs):
+            if all(slab.idle(now_s) for slab in slabs):
                 for slab in slabs:
                     self._dissolve(slab)
                 return self._add_slab(size_class)
+            looked_at += sum(len(slab.slots) for slab in slabs)
         return False
 
     def _dissolve(self, slab: Slab) -> None:
@@ -231,5 +237,6 @@ class Allocator:
         self._give_up(held)
         size_class.free = [slot for slot in size_class.free if slot.slab is not slab]
         size_class.slabs.remove(slab)
+        slab.slots.clear()  # a cycle otherwise, and the engine collects none
         self._state.drop_slab(slab.first_page)
         self.pages.take_back(slab)

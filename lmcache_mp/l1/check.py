@@ -55,6 +55,10 @@ def _slots(l1: L1) -> Iterator[str]:
         states = Counter(slot.state for slot in slots)
         if states[FREE] != len(free):
             yield f"{states[FREE]} slots are in state FREE, {len(free)} on the free list"
+        for slab in size_class.slabs:
+            vacant = sum(slot.state == FREE for slot in slab.slots)
+            if vacant != slab.vacant:
+                yield f"slab at page {slab.first_page}: {vacant} slots vacant, not {slab.vacant}"
         used += (len(slots) - states[FREE]) * size_class.slot_units
         unfinished += len(size_class.unfinished) * size_class.slot_units
         for slot in slots:

@@ -22,7 +22,8 @@ class NamespaceEntry:
     namespace: Namespace
     size_class: SizeClass
     generation: int = 0
-    """Grows with every clear; slots of an earlier one are of no account."""
+    """Another one after every clear, and for every namespace that has had the id: records of
+    slots that say another one are of no account."""
     ready: dict[bytes, Slot] = field(default_factory=dict)
     incomplete: dict[bytes, Slot] = field(default_factory=dict)
 
@@ -57,6 +58,7 @@ class Catalogue:
     def __init__(self, state: StateFile, allocator: Allocator) -> None:
         self._state = state
         self._allocator = allocator
+        self._last_id = 0
         self.entries: dict[int, NamespaceEntry] = {}
 
     def __getitem__(self, namespace_id: int) -> NamespaceEntry:
@@ -77,10 +79,10 @@ class Catalogue:
             if entry.namespace.same_name(namespace):
                 namesake = entry
         self._require_room(namespace)
-        if namesake is None:
-            return self.add(self._free_id(), 0, namespace)
-        self._require_unused(namesake, namespace)
-        return self.add(namesake.id, namesake.generation + 1, namespace)
+        if namesake is not None:
+            self._require_unused(namesake, namespace)
+            self._drop(namesake)
+        return self.add(self._free_id(), self._state.next_generation(), namespace)
 
     def add(self, namespace_id: int, generation: int, namespace: Namespace) -> NamespaceEntry:
         """Record a namespace under an id."""
@@ -96,6 +98,7 @@ class Catalogue:
         entry = NamespaceEntry(namespace_id, namespace, size_class, generation)
         self._state.put_namespace(namespace_id, generation, blob)
         self.entries[namespace_id] = entry
+        self._last_id = max(self._last_id, namespace_id)
         return entry
 
     def _require_room(self, namespace: Namespace) -> None:
@@ -120,9 +123,23 @@ class Catalogue:
                 asked_bytes=by.shard_bytes,
             )
 
+    def _drop(self, entry: NamespaceEntry) -> None:
+        """Forget a namespace without chunks. Who still uses its id is told to register again."""
+        del self.entries[entry.id]
+        self._state.drop_namespace(entry.id)
+
     def _free_id(self) -> int:
+        """An id that has not been used for as long as possible."""
         limit = self._state.geometry.namespaces
-        for namespace_id in range(1, limit + 1):
+        if len(self.entries) == limit:
+            unused = (e for e in self.entries.values() if not e.ready and not e.incomplete)
+            oldest = next(unused, None)
+            if oldest is None:
+                raise LimitReached(f"{limit} namespaces have chunks, no more can be", limit=limit)
+            self._drop(oldest)
+        for step in range(1, limit + 1):
+            namespace_id = (self._last_id + step - 1) % limit + 1
             if namespace_id not in self.entries:
-                return namespace_id
-        raise LimitReached(f"{limit} namespaces are registered, no more can be", limit=limit)
+                break
+        self._last_id = namespace_id
+        return namespace_id

@@ -50,3 +50,5 @@ class Owner:
     id: bytes
     """16 bytes, chosen by the client at random."""
     leases: dict[int, Lease] = field(default_factory=dict)
+    holds: int = 0
+    """How many of them are holds."""

@@ -38,7 +38,7 @@ class Ledger:
             raise BadLease(
                 f"lease {lease_id} is open already: a call id may be used once", lease_id=lease_id
             )
-        if entries_for(slots) > len(self.free_entries):
+        if slots and entries_for(slots) > len(self.free_entries):
             limit = self._state.geometry.leases
             raise LimitReached(
                 f"all {limit} lease records are in use or nearly so"

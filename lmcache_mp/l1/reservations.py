@@ -162,7 +162,7 @@ class Reservations:
 
     def _publish(self, entry: NamespaceEntry, slots: list[Slot]) -> None:
         """Chunks become hits."""
-        self.commits += 1
+        self.commits += len(slots)
         self._state.set_ready(slots, self.commits)
         incomplete, ready, all_shards = entry.incomplete, entry.ready, entry.all_shards
         for slot in slots:

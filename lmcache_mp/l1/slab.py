@@ -6,6 +6,7 @@ memcached; that a page may go to another class after its use, as in memcached's 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -59,7 +60,14 @@ class Slab:
     slots: list[Slot] = field(default_factory=list)
     """Those carved so far."""
     last_used: int = 0
-    """When its youngest chunk was used, on the tier's use counter."""
+    """When its youngest chunk was used, on the allocator's use counter."""
+    vacant: int = 0
+    """Slots on the free list."""
+
+    @property
+    def age(self) -> int:
+        """When it was used last; -1 if nothing is in it."""
+        return -1 if self.vacant == len(self.slots) else self.last_used
 
     def carve(self, upto: int) -> list[Slot]:
         """Make the slots up to that position; returns the new ones."""
@@ -69,6 +77,7 @@ class Slab:
             for at in range(len(self.slots), min(upto, self.capacity))
         ]
         self.slots += made
+        self.vacant += len(made)
         return made
 
     def idle(self, now_s: float) -> bool:
@@ -109,6 +118,8 @@ class SizeClass:
         taken = self.free[-count:]
         del self.free[-count:]
         taken.reverse()
+        for slot in taken:
+            slot.slab.vacant -= 1
         return taken
 
 
@@ -154,12 +165,18 @@ class PageTable:
         self._lowest = min(self._lowest, slab.first_page)
         self.changes += 1
 
-    def cheapest_runs(self, pages: int) -> list[tuple[int, int]]:
-        """`(age, first page)` of all runs of populated pages, the longest unused first.
+    def cheapest_runs(self, pages: int, besides: SizeClass) -> list[tuple[float, int]]:
+        """`(age, first page)` of all runs of populated pages without a slab of the class `besides`,
+        the longest unused first.
 
         A run's age is when the youngest chunk in it was used; free pages cost nothing.
         """
-        ages = [-1 if owner is None else owner.last_used for owner in self.owners[: self.populated]]
+        ages = [_age(owner, besides) for owner in self.owners[: self.populated]]
         runs = [(max(ages[at : at + pages]), at) for at in range(len(ages) - pages + 1)]
-        runs.sort()
-        return runs
+        return sorted(run for run in runs if run[0] < math.inf)
+
+
+def _age(owner: Slab | None, besides: SizeClass) -> float:
+    if owner is None:
+        return -1
+    return math.inf if owner.size_class is besides else owner.age

@@ -36,9 +36,10 @@ SLOT_RECORD_BYTES = 128
 
 _HEADER = struct.Struct("<8sQQQII16s40sI")  # magic, the fields of `Geometry`, crc
 _POPULATED = 1024  # mutable fields, each an aligned 8-byte word
-_EPOCH = 1032
+_EPOCH = 1040
+_GENERATION = 1048
 
-_NAMESPACE = struct.Struct("<BxHII")  # state, length, generation, crc
+_NAMESPACE = struct.Struct("<BxHIII")  # state, length, generation, the same again, crc
 NAMESPACE_BLOB_BYTES = NAMESPACE_BYTES - _NAMESPACE.size
 _PAGE = struct.Struct("<BxxxIII")  # state, pages, slot units, crc
 _LEASE = struct.Struct("<BBHHHIQ16sI")  # state, kind, shard, part, parts, count, id, owner, crc
@@ -51,6 +52,7 @@ _SLOT_FIXED = 48
 _SLOT_SEQUENCE = 8  # order of commits, for the eviction order after a restart
 _SLOT_COMMITTED = 16  # two bit sets of 16 bytes; a shard counts if both say so
 _SLOT_COMMITTED_AGAIN = 32
+_NO_TENANT = bytes(8)
 _NO_SHARDS = bytes(_SLOT_FIXED - _SLOT_COMMITTED)
 
 Writable = memoryview
@@ -196,12 +198,14 @@ class StateFile:
 
     @property
     def populated_bytes(self) -> int:
-        """How much of the segment is backed by memory."""
-        return self._words[_POPULATED >> 3]
+        """How much of the segment is backed by memory; 0 if that cannot be told."""
+        value, again = self._words[_POPULATED >> 3], self._words[(_POPULATED >> 3) + 1]
+        return value if value == again and value <= self.geometry.l1_bytes else 0
 
     @populated_bytes.setter
     def populated_bytes(self, value: int) -> None:
         self._words[_POPULATED >> 3] = value
+        self._words[(_POPULATED >> 3) + 1] = value
 
     @property
     def epoch(self) -> int:
@@ -212,6 +216,11 @@ class StateFile:
     def epoch(self, value: int) -> None:
         self._words[_EPOCH >> 3] = value
 
+    def next_generation(self) -> int:
+        """A generation that no namespace of this L1 has had."""
+        self._words[_GENERATION >> 3] += 1
+        return self._words[_GENERATION >> 3] & 0xFFFFFFFF
+
     # --- namespaces ---
 
     def put_namespace(self, namespace_id: int, generation: int, blob: bytes) -> None:
@@ -219,22 +228,29 @@ class StateFile:
         at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES
         self.buffer[at] = EMPTY
         self.buffer[at + _NAMESPACE.size : at + _NAMESPACE.size + len(blob)] = blob
-        _NAMESPACE.pack_into(self.buffer, at, 0, len(blob), generation, crc32(blob))
+        crc = crc32(blob)
+        _NAMESPACE.pack_into(self.buffer, at, 0, len(blob), generation, generation, crc)
         self.buffer[at] = VALID
 
     def set_generation(self, namespace_id: int, generation: int) -> None:
         """From now on, slots of another generation of the namespace are of no account."""
         at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES + 4
-        self.buffer[at : at + 4].cast("I")[0] = generation
+        copies = self.buffer[at : at + 8].cast("I")
+        copies[0] = generation
+        copies[1] = generation
+
+    def drop_namespace(self, namespace_id: int) -> None:
+        """Forget a namespace."""
+        self.buffer[HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES] = EMPTY
 
     def namespaces(self) -> Iterator[tuple[int, int, bytes | None]]:
         """`(id, generation, blob)` of all; the blob is None where it fails its checksum."""
         for namespace_id in range(1, self.geometry.namespaces + 1):
             at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES
-            state, length, generation, crc = _NAMESPACE.unpack_from(self.buffer, at)
+            state, length, *generations, crc = _NAMESPACE.unpack_from(self.buffer, at)
             if state == VALID:
                 blob = bytes(self.buffer[at + _NAMESPACE.size :][:length])
-                yield namespace_id, generation, blob if crc32(blob) == crc else None
+                yield namespace_id, max(generations), blob if crc32(blob) == crc else None
 
     # --- pages ---
 
@@ -292,12 +308,13 @@ class StateFile:
         self.buffer[offset + _SLOT_COMMITTED_AGAIN - _SLOT_COMMITTED] |= bit
 
     def set_ready(self, slots: Iterable[Slot], sequence: int) -> None:
-        """The chunks are whole. `sequence` grows from commit to commit."""
+        """The chunks are whole. The first is numbered `sequence`, the next one less, and so on."""
         buffer, words = self.buffer, self._words
         for slot in slots:
             at = slot.record
             words[(at + _SLOT_SEQUENCE) >> 3] = sequence
             buffer[at] = READY
+            sequence -= 1
 
     def clear_slot(self, at: int) -> None:
         """The slot holds nothing."""
@@ -328,7 +345,7 @@ class StateFile:
             namespace_id=namespace_id,
             generation=generation,
             key=key,
-            tenant=tenant.rstrip(b"\0"),
+            tenant=b"" if tenant == _NO_TENANT else tenant,
             committed=committed,
             sequence=self._words[(at + _SLOT_SEQUENCE) >> 3],
         )

@@ -15,6 +15,7 @@ import struct
 from array import array
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from lmcache_mp.errors import BadKeys
 from lmcache_mp.l1.allocator import Allocator
@@ -25,10 +26,13 @@ from lmcache_mp.l1.ledger import Ledger
 from lmcache_mp.l1.reservations import Reservations
 from lmcache_mp.l1.slot import DOOMED, INCOMPLETE, NOWHERE, READY, Slot
 from lmcache_mp.l1.state_file import StateFile
-from lmcache_mp.messages import KEY_BYTES, StoreGrant
+from lmcache_mp.messages import KEY_BYTES, MAX_KEYS, StoreGrant
 
 DEVICE_GRACE_S = 1.0
 """How long the slots of a dead writer stay untouched: a device may still be copying."""
+
+MAX_HOLDS = 1024
+"""Open holds of one owner."""
 
 SWEPT_AT_ONCE = 512
 """Cleared slots freed in one tick."""
@@ -55,13 +59,8 @@ class L1:
 
     def lookup(self, entry: NamespaceEntry, keys: bytes) -> int:
         """How many chunks, from the first on, are here. Changes nothing."""
-        ready = entry.ready
         names = _split(keys)
-        found = 0
-        for key in names:
-            if key not in ready:
-                break
-            found += 1
+        found = len(list(takewhile(entry.ready.__contains__, names)))
         self._count_lookup(len(names), found)
         return found
 
@@ -91,9 +90,15 @@ class L1:
     def hold(
         self, owner: Owner, lease_id: int, entry: NamespaceEntry, keys: bytes, until_s: float
     ) -> int:
-        """Keep the longest prefix until then, or until released; returns how many chunks."""
+        """Keep the longest prefix until then, or until released; returns how many chunks.
+
+        A hold is a wish: an owner with too many of them gets the count alone.
+        """
+        if owner.holds >= MAX_HOLDS:
+            return self.lookup(entry, keys)
         held = len(self.acquire(owner, lease_id, LeaseKind.HOLD, entry, keys)) // 4
         if held:
+            owner.holds += 1
             heapq.heappush(self.holds, (until_s, owner.id, lease_id))
         self._count_lookup(len(keys) // KEY_BYTES, held)
         return held
@@ -156,11 +161,7 @@ class L1:
             self._end(owner, owner.leases[lease_id])
             if not owner.leases:
                 self.ledger.owners.pop(owner.id, None)
-        while self.holds and self.holds[0][0] <= now_s:
-            _, owner_id, lease_id = heapq.heappop(self.holds)
-            holder = self.ledger.owners.get(owner_id)
-            if holder is not None and lease_id in holder.leases:
-                self._end(holder, holder.leases[lease_id])
+        self._end_holds(now_s)
         for _ in range(SWEPT_AT_ONCE):
             slot = self.cleared.pop()
             if slot is None:
@@ -185,7 +186,7 @@ class L1:
     def clear(self, entry: NamespaceEntry) -> int:
         """Forget all chunks of a namespace, in O(1); returns how many were hits."""
         cleared = len(entry.ready)
-        entry.generation += 1
+        entry.generation = self.state.next_generation()
         self.state.set_generation(entry.id, entry.generation)
         self.cleared.dicts += [entry.ready, entry.incomplete]
         entry.ready, entry.incomplete = {}, {}
@@ -198,19 +199,28 @@ class L1:
         self.counters.hit_chunks += found
 
     def _prefix(self, entry: NamespaceEntry, keys: bytes) -> list[Slot]:
-        slots: list[Slot] = []
-        for slot in map(entry.ready.get, _split(keys)):
-            if slot is None:
-                break
-            slots.append(slot)
-        return slots
+        return list(takewhile(bool, map(entry.ready.get, _split(keys))))  # type: ignore[arg-type]
 
     def _end(self, owner: Owner, lease: Lease) -> None:
         if lease.kind == LeaseKind.WRITE:
             self.reservations.abort(lease)
         else:
             self._unuse(lease.slots)
+        if lease.kind == LeaseKind.HOLD:
+            owner.holds -= 1
         self.ledger.end(owner, lease)
+
+    def _end_holds(self, now_s: float) -> None:
+        """End the holds that are due; now and then, forget those that were given back."""
+        owners = self.ledger.owners
+        if len(self.holds) > 2 * sum(owner.holds for owner in owners.values()) + MAX_HOLDS:
+            self.holds = [h for h in self.holds if h[1] in owners and h[2] in owners[h[1]].leases]
+            heapq.heapify(self.holds)
+        while self.holds and self.holds[0][0] <= now_s:
+            _, owner_id, lease_id = heapq.heappop(self.holds)
+            holder = owners.get(owner_id)
+            if holder is not None and lease_id in holder.leases:
+                self._end(holder, holder.leases[lease_id])
 
     def _unuse(self, slots: Sequence[Slot | None]) -> None:
         idle: list[Slot] = []
@@ -251,5 +261,12 @@ def _split(keys: bytes) -> tuple[bytes, ...]:
             f"{len(keys)} bytes of keys are no whole number of {KEY_BYTES}-byte keys",
             bytes=len(keys),
             key_bytes=KEY_BYTES,
+        )
+    if count > MAX_KEYS:
+        raise BadKeys(
+            f"{count} keys in one message are more than {MAX_KEYS}: ask in parts, or use larger"
+            " chunks",
+            keys=count,
+            limit=MAX_KEYS,
         )
     return _splitter(count).unpack(keys)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from array import array
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ import pytest
 import bus
 from lmcache_mp import messages as m
 from lmcache_mp.client import CacheClient, ChunkKeys, Namespace
+from lmcache_mp.client.deadline import Deadline
+from lmcache_mp.client.mapping import Mapping
 from lmcache_mp.errors import (
     BadKeys,
     BadShard,
@@ -21,6 +24,7 @@ from lmcache_mp.errors import (
     NotRegistered,
 )
 from lmcache_mp.liveness import LifeLine
+from lmcache_mp.rundir import boot_id
 from tests.waiting import wait_until
 from tests.world import NAMESPACE, EngineProcess, short_directory
 
@@ -334,7 +338,7 @@ def test_the_engine_refuses_bytes_to_a_client_that_cannot_prove_its_life(
 def test_bad_requests_are_answered_with_their_values(engine: EngineProcess) -> None:
     with engine.client() as cache:
         fill(cache, cache.chunk_keys(prompt(0, 1)))
-        link = cache._session.link()
+        link = cache._session.link(Deadline(5))
         space = link.namespace_id
         resized = Namespace(model="test", dtype="u8", chunk_tokens=4, shard_bytes=1)
         huge = Namespace(model="huge", dtype="u8", shard_bytes=1 << 30)
@@ -366,7 +370,7 @@ def test_a_namespace_that_the_server_refuses_is_an_error_at_connect(engine: Engi
 def test_leases_are_one_clients_own(engine: EngineProcess) -> None:
     with engine.client() as one, engine.client() as two:
         batch = one.begin_store(one.chunk_keys(prompt(0, 1)))
-        link = two._session.link()
+        link = two._session.link(Deadline(5))
         with pytest.raises(LeaseNotFound):
             link.client.call(m.CommitStore(batch._slots.lease_id))
         batch.abort()
@@ -385,3 +389,204 @@ def test_an_l1_made_anew_is_mapped_anew(start_engine: Callable[..., EngineProces
             assert read(cache, keys) == 3
             for index, view in hit.slots():  # the old one, for as long as it is held
                 assert view == content(keys, index)
+
+
+def test_a_batch_gone_through_twice_commits_what_was_handed_out_and_no_more(
+    engine: EngineProcess,
+) -> None:
+    with engine.client() as cache:
+        keys = cache.chunk_keys(prompt(0, 4))
+        with cache.store(keys) as batch:
+            for _ in range(2):
+                for index, view in batch.slots():
+                    view[:] = content(keys, index)
+                    if index == 1:
+                        break
+        assert batch.committed_chunks == 2
+        assert read(cache, keys) == 2
+
+
+def test_a_namespace_registered_anew_with_another_size_is_no_danger_to_its_old_users(
+    engine: EngineProcess,
+) -> None:
+    small = Namespace(model="test", dtype="u8", chunk_tokens=4, shard_bytes=4096)
+    with engine.client() as old, engine.client(small) as new:
+        keys = new.chunk_keys(prompt(0, 8))
+        with new.store(keys) as batch:
+            for index, view in batch.slots():
+                view[:] = bytes([index]) * 4096
+        with pytest.raises(NamespaceConflict):
+            fill(old, old.chunk_keys(prompt(0, 8)))
+        with new.retrieve(keys) as hit:
+            assert [bytes(view) for _, view in hit.slots()] == [
+                bytes([index]) * 4096 for index in range(8)
+            ]
+
+
+def test_a_forked_child_may_have_a_client_of_its_own(engine: EngineProcess) -> None:
+    cache = engine.client()
+    keys = cache.chunk_keys(prompt(0, 2))
+    fill(cache, keys)
+    pid = os.fork()
+    if pid == 0:
+        chunks = 0
+        try:
+            cache = engine.client()  # drops the parent's
+            chunks = read(cache, keys)
+        finally:
+            os._exit(chunks)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
+    assert read(cache, keys) == 2
+    cache.close()
+
+
+def test_a_client_whose_lock_file_was_removed_keeps_what_it_reads(engine: EngineProcess) -> None:
+    with engine.client() as cache:
+        keys = cache.chunk_keys(prompt(0, 4))
+        fill(cache, keys)
+        with cache.retrieve(keys) as hit:
+            for path in engine.run_dir.clients.iterdir():
+                path.unlink()
+            thread = threading.Thread(target=cache.lookup, args=(keys,))  # says hello
+            thread.start()
+            thread.join()
+            cache.clear()
+            fill(cache, cache.chunk_keys(prompt(5000, engine.config.l1_size // SHARD)))  # type: ignore[operator]
+            for index, view in hit.slots():
+                assert view == content(keys, index)
+
+
+def test_knowing_a_clients_id_is_not_being_that_client(engine: EngineProcess) -> None:
+    with engine.client() as cache, bus.Client(engine.address) as thief:
+        batch = cache.begin_store(cache.chunk_keys(prompt(0, 1)))
+        lifeline = cache._session._lifeline
+        assert lifeline is not None
+        for inode, boot in ((0, boot_id()), (lifeline.inode, "another boot")):
+            hello = m.Hello(
+                who="thief", pid=1, client_id=lifeline.client_id, lock_inode=inode, boot_id=boot
+            )
+            assert not thief.call(hello).may_lease
+        thief.call(m.Goodbye())
+        assert lifeline.client_id.hex() not in str(engine.status())
+        assert engine.status().l1.leased_chunks == 1
+        batch.abort()
+
+
+def test_a_commit_that_finds_nobody_gives_its_slots_back_later(engine: EngineProcess) -> None:
+    with engine.client(fail_open=True, timeout_s=0.3) as cache:
+        keys = cache.chunk_keys(prompt(0, 4))
+        batch = cache.begin_store(keys)
+        for index, view in batch.slots():
+            view[:] = content(keys, index)
+        engine.kill()
+        assert batch.commit() == 0
+        engine.start()
+        assert wait_until(lambda: fill(cache, keys)) == 4
+        assert engine.status().l1.leased_chunks == 0
+
+
+def test_a_hung_engine_costs_a_verb_its_deadline_in_every_thread(engine: EngineProcess) -> None:
+    with engine.client(fail_open=True, timeout_s=0.2) as cache:
+        keys = cache.chunk_keys(prompt(0, 1))
+        engine.signal(signal.SIGSTOP)
+        took: list[float] = []
+
+        def look() -> None:
+            started_s = time.monotonic()
+            cache.lookup(keys)
+            took.append(time.monotonic() - started_s)
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        engine.signal(signal.SIGCONT)
+        assert len(took) == 4
+        assert max(took) < 2  # ten times the deadline: seconds, if there were none
+        assert wait_until(lambda: fill(cache, keys)) == 1
+
+
+def test_what_a_timed_out_store_was_granted_comes_back(engine: EngineProcess) -> None:
+    with engine.client(fail_open=True, timeout_s=0.2) as cache:
+        keys = cache.chunk_keys(prompt(0, 4))
+        engine.signal(signal.SIGSTOP)
+        assert fill(cache, keys) == 0
+        engine.signal(signal.SIGCONT)
+        assert wait_until(lambda: fill(cache, keys)) == 4
+
+
+def test_a_closed_client_answers_at_once(engine: EngineProcess) -> None:
+    cache = engine.client(fail_open=True)
+    keys = cache.chunk_keys(prompt(0, 1))
+    batch = cache.begin_store(keys)
+    cache.close()
+    started_s = time.monotonic()
+    assert batch.commit() == 0
+    assert cache.lookup(keys).hit_chunks == 0
+    assert time.monotonic() - started_s < 5  # half of its timeout
+
+
+def test_hits_and_pins_that_are_dropped_give_their_leases_back(engine: EngineProcess) -> None:
+    with engine.client() as cache:
+        keys = cache.chunk_keys(prompt(0, 2))
+        fill(cache, keys)
+        cache.begin_retrieve(keys)
+        cache.pin(keys)
+        cache.lookup(keys)
+        assert engine.status().l1.leased_chunks == 0
+
+
+def test_short_lived_threads_do_not_use_up_a_clients_connections(engine: EngineProcess) -> None:
+    with engine.client() as cache:
+        keys = cache.chunk_keys(prompt(0, 1))
+        fill(cache, keys)
+        for _ in range(200):
+            thread = threading.Thread(target=cache.lookup, args=(keys,))
+            thread.start()
+            thread.join()
+        assert read(cache, keys) == 1
+        assert engine.status().clients[0].connections < 150
+
+
+def test_a_connection_is_one_clients_at_a_time(engine: EngineProcess) -> None:
+    clients = [LifeLine.create(engine.run_dir.clients) for _ in range(2)]
+    with bus.Client(engine.address) as shared:
+        for lifeline in clients:
+            hello = m.Hello(
+                who="two",
+                pid=1,
+                client_id=lifeline.client_id,
+                lock_inode=lifeline.inode,
+                boot_id=boot_id(),
+            )
+            assert shared.call(hello).may_lease
+        clients[1].close()
+        wait_until(lambda: len(engine.status().clients) == 1)
+        space = shared.call(m.RegisterNamespace(namespace=NAMESPACE)).namespace_id
+        with pytest.raises(bus.CallError, match="may not be given bytes"):
+            shared.call(m.PrepareStore(space, bytes(32)))
+        clients[0].close()
+        wait_until(lambda: not engine.status().clients)
+
+
+def test_a_peer_cannot_make_the_engine_believe_in_more_memory_than_there_is(
+    engine: EngineProcess,
+) -> None:
+    l1_id = engine.open_header().l1_id
+    engine.call(m.Populated(l1_id=l1_id, populated_bytes=1 << 40))
+    with engine.client() as cache:
+        assert fill(cache, cache.chunk_keys(prompt(0, 300))) == 256
+
+
+def test_a_client_touches_only_what_the_server_has_populated(engine: EngineProcess) -> None:
+    engine.kill()
+    os.truncate(engine.l1_files.segment, 0)  # holes again
+    os.truncate(engine.l1_files.segment, engine.config.l1_size)  # type: ignore[arg-type]
+    segment = m.Segment(
+        path=str(engine.l1_files.segment), size_bytes=16 << 20, populated_bytes=4 << 20
+    )
+    mapping = Mapping(segment, bytes(16), ask=lambda: segment)
+    wait_until(lambda: engine.l1_files.segment.stat().st_blocks * 512 == 4 << 20)
+    mapping.close()
+    assert engine.l1_files.segment.stat().st_blocks * 512 == 4 << 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 from array import array
 
@@ -15,6 +16,7 @@ from lmcache_mp.errors import (
     NamespaceConflict,
     NotRegistered,
 )
+from lmcache_mp.l1.adopt import adopt
 from lmcache_mp.l1.check import check
 from lmcache_mp.l1.index import NamespaceEntry
 from lmcache_mp.l1.lease import LeaseKind, Owner
@@ -199,15 +201,13 @@ def test_what_was_reserved_before_a_clear_is_refused_at_its_commit() -> None:
 
 
 def test_a_cleared_namespace_stays_cleared_over_a_restart() -> None:
-    from lmcache_mp.l1.adopt import adopt
-
     l1 = new_l1(1)
     entry = space(l1)
     store(l1, entry, keys("a", "b"))
     l1.clear(entry)
     store(l1, entry, keys("c"))
     again = after_crash(l1)
-    dropped = adopt(again, lambda _: False, 0.0)
+    dropped = adopt(again, set(), 0.0)
     assert here(again, again.namespaces[entry.id], "a", "b", "c") == ["c"]
     assert dropped["cleared"] == 2
 
@@ -290,7 +290,9 @@ def test_an_unused_namespace_makes_way_for_one_of_another_size() -> None:
     store(l1, entry, keys("a"))
     l1.clear(entry)
     other = l1.namespaces.register(Namespace(model="m", dtype="u8", shard_bytes=8192))
-    assert (other.id, other.generation) == (entry.id, entry.generation + 1)
+    assert other.id != entry.id
+    with pytest.raises(NotRegistered):
+        l1.namespaces[entry.id]  # its old users are to register again
     l1.tick(0.0)
     assert check(l1) == []
 
@@ -304,3 +306,107 @@ def test_when_all_lease_records_are_in_use_the_next_is_refused() -> None:
     with pytest.raises(LimitReached, match="all 64 lease records"):
         l1.acquire(owner(l1), next(call_ids), LeaseKind.READ, entry, keys("a"))
     assert check(l1) == []
+
+
+def test_pinned_slabs_do_not_keep_other_classes_from_the_idle_ones() -> None:
+    l1 = new_l1(64)
+    small = space(l1, units=1, model="small")
+    for page in range(64):
+        store(l1, small, keys(*(f"{page}.{slot}" for slot in range(4))))
+    for page in range(30):
+        l1.acquire(owner(l1), next(call_ids), LeaseKind.PIN, small, keys(f"{page}.0"))
+    large = space(l1, units=4, model="large")
+    assert store(l1, large, keys(*(f"big{n}" for n in range(34)))) == 0
+    assert store(l1, large, keys(*(f"more{n}" for n in range(35)))) == 1
+    assert check(l1) == []
+
+
+def test_what_was_cleared_makes_room_for_another_class_first() -> None:
+    l1 = new_l1(2)
+    small, large = space(l1, units=1, model="small"), space(l1, units=4, model="large")
+    store(l1, large, keys("kept"))
+    store(l1, small, keys(*"abcd"))
+    l1.clear(small)
+    l1.tick(0.0)
+    store(l1, large, keys("new"))
+    assert here(l1, large, "kept", "new") == ["kept", "new"]
+
+
+def test_no_more_unfinished_chunks_are_given_up_than_are_too_many() -> None:
+    l1 = new_l1(4)  # room for sixteen
+    entry = space(l1, units=1, num_shards=2)
+    for shard in (0, 1):
+        store(l1, entry, keys(*(f"r{n}" for n in range(7))), shard=shard)
+    store(l1, entry, keys(*(f"u{n}" for n in range(9))), shard=0)
+    _, grant = prepare(l1, entry, keys(*(f"n{n}" for n in range(4))))
+    assert len(grant.slots) // 4 == 4
+    assert len([key for key in entry.incomplete if key.startswith(b"u")]) == 8
+
+
+def test_dissolved_slabs_leave_no_cycle_behind() -> None:
+    l1 = new_l1(1)
+    small = space(l1, units=1, model="small")
+    store(l1, small, keys("a"))
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(thing).__name__ == "Slot" for thing in gc.get_objects())
+        for turn in range(5):
+            for units in (4, 1):
+                store(l1, space(l1, units=units, model=f"m{units}"), keys(f"{turn}"))
+        after = sum(type(thing).__name__ == "Slot" for thing in gc.get_objects())
+    finally:
+        gc.enable()
+    assert after <= before
+
+
+def test_a_restart_keeps_the_heads_of_prompts_youngest() -> None:
+    l1 = new_l1(1)
+    store(l1, space(l1), keys("a1", "a2", "b1", "b2"))
+    again = after_crash(l1)
+    adopt(again, set(), 0.0)
+    entry = again.namespaces[1]
+    store(again, entry, keys("new"))
+    assert here(again, entry, "a1", "a2", "b1", "b2") == ["a1", "a2", "b1"]
+
+
+def test_a_tenant_that_ends_in_zero_survives_a_restart() -> None:
+    l1 = new_l1(1)
+    entry = space(l1)
+    l1.prepare_store(owner(l1), 1, entry, keys("a"), 0, b"tenant\0\0", 0.0)
+    l1.commit_store(owner(l1), 1, None, 0.0)
+    again = after_crash(l1)
+    adopt(again, set(), 0.0)
+    assert again.namespaces[entry.id].ready[keys("a")].tenant == b"tenant\0\0"
+
+
+def test_holds_are_bounded_and_those_given_back_are_forgotten() -> None:
+    l1 = new_l1(1)
+    entry = space(l1)
+    store(l1, entry, keys("a"))
+    for lease_id in range(10_000, 14_000):
+        assert l1.hold(owner(l1), lease_id, entry, keys("a"), until_s=600.0) == 1
+    assert len(owner(l1).leases) == 1024
+    for lease_id in list(owner(l1).leases):
+        l1.release(owner(l1), lease_id)
+        l1.hold(owner(l1), lease_id + 10_000, entry, keys("a"), until_s=600.0)
+        l1.release(owner(l1), lease_id + 10_000)
+    l1.tick(1.0)
+    assert len(l1.holds) <= 1024
+    assert check(l1) == []
+
+
+def test_more_keys_than_a_message_may_have_are_refused() -> None:
+    l1 = new_l1(1)
+    with pytest.raises(BadKeys, match="8193 keys"):
+        l1.lookup(space(l1), bytes(32 * 8193))
+
+
+def test_ids_of_namespaces_without_chunks_are_used_again_when_all_are_taken() -> None:
+    l1 = new_l1(1)
+    kept = space(l1, model="kept")
+    store(l1, kept, keys("a"))
+    for number in range(20):
+        space(l1, model=f"n{number}")
+    assert len(l1.namespaces.entries) == 8
+    assert l1.namespaces[kept.id] is kept

@@ -206,7 +206,7 @@ class L1Machine(RuleBasedStateMachine):
     def engine_restarts(self, alive: set[bytes]) -> None:
         hits = {e.id: set(e.ready) for e in self.l1.namespaces.entries.values()}
         self.l1 = after_crash(self.l1)
-        dropped = adopt(self.l1, alive.__contains__, self.now_s)
+        dropped = adopt(self.l1, alive, self.now_s)
         assert not {reason for reason in dropped if reason.startswith("damaged")}
         assert {e.id: set(e.ready) for e in self.l1.namespaces.entries.values()} == hits
         self.leases = [lease for lease in self.leases if lease.owner in alive]
