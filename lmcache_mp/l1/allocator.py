@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 
 from lmcache_mp.l1.order import ORDERS
 from lmcache_mp.l1.slab import PageTable, SizeClass, Slab, best_slab_pages
@@ -16,6 +17,9 @@ MAX_UNFINISHED_SHARE = 1 / 2
 
 SLOTS_LOOKED_AT = 16384
 """Bound of the search for a slab that nobody uses, when pages are to change their class."""
+
+
+_slab_of = attrgetter("slab")
 
 
 class Allocator:
@@ -56,18 +60,16 @@ class Allocator:
 
         The caller makes them INCOMPLETE.
         """
-        slots = size_class.take_free(count) if count else []
+        slots = self._take_free(size_class, count)
         while (missing := count - len(slots)) > 0:
-            more = (
-                self._add_slab(size_class)
-                or self._others_are_older(size_class, now_s)
-                or self._evict(size_class, missing, now_s)
-                or self._take_pages(size_class, now_s, math.inf)
-            )
-            if not more:
+            if self._add_slab(size_class) or self._others_are_older(size_class, now_s):
+                slots += self._take_free(size_class, missing)
+            elif victims := self._evict(size_class, missing, now_s):
+                slots += victims
+            elif self._take_pages(size_class, now_s, math.inf):
+                slots += self._take_free(size_class, missing)
+            else:
                 break
-            slots += size_class.take_free(missing)
-        self.used_units += len(slots) * size_class.slot_units
         return slots
 
     def occupy(self, slot: Slot) -> None:
@@ -98,8 +100,8 @@ class Allocator:
         """
         if slots:
             self._uses += 1
-            for slot in slots:
-                slot.slab.last_used = self._uses
+            for slab in set(map(_slab_of, slots)):
+                slab.last_used = self._uses
             slots[0].slab.size_class.order.add(slots)
 
     def await_others(self, slot: Slot, until_s: float) -> None:
@@ -155,15 +157,20 @@ class Allocator:
         self.pages.give(slab)
         return True
 
-    def _evict(self, size_class: SizeClass, count: int, now_s: float) -> bool:
-        """Free up to so many slots of the class by giving up their chunks."""
+    def _take_free(self, size_class: SizeClass, count: int) -> list[Slot]:
+        slots = size_class.take_free(count) if count else []
+        self.used_units += len(slots) * size_class.slot_units
+        return slots
+
+    def _evict(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
+        """Up to so many slots of the class whose chunks are given up, for new chunks at once."""
         if len(self.classes) > 1:  # other classes' pages are to be looked at in between
             count = min(count, max(1, size_class.evictions_until_comparison))
         victims = self._stale(size_class, count, now_s)
         victims += size_class.order.victims(count - len(victims))
         self._give_up(victims)
         size_class.evictions_until_comparison -= len(victims)
-        return bool(victims)
+        return victims
 
     def _stale(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
         """Unfinished chunks that have waited long enough, or are too many."""
@@ -182,19 +189,11 @@ class Allocator:
         return self.unfinished_units - leaving_units > populated * MAX_UNFINISHED_SHARE
 
     def _give_up(self, slots: Sequence[Slot]) -> None:
-        """Evict chunks of one class that nobody uses and that stand in no order any more."""
-        if not slots:
-            return
+        """Evict chunks that nobody uses and that stand in no order any more."""
         self._state.clear_slots(slots)
         for slot in slots:
             slot.index.pop(slot.key, None)
-            slot.index = NOWHERE
-            slot.state = FREE
             slot.committed = 0
-            slot.slab.vacant += 1
-        size_class = slots[0].slab.size_class
-        size_class.free += slots
-        self.used_units -= len(slots) * size_class.slot_units
         self.evictions += len(slots)
 
     def _others_are_older(self, size_class: SizeClass, now_s: float) -> bool:
@@ -235,6 +234,7 @@ class Allocator:
             else:
                 self.written_again(slot)
         self._give_up(held)
+        self.used_units -= len(held) * size_class.slot_units
         size_class.free = [slot for slot in size_class.free if slot.slab is not slab]
         size_class.slabs.remove(slab)
         slab.slots.clear()  # a cycle otherwise, and the engine collects none

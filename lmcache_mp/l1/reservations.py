@@ -52,28 +52,19 @@ class Reservations:
             )
         self._ledger.require_room(owner, lease_id, len(names))
         bit = 1 << shard
-        here: list[Slot] = []
-        joined: dict[int, Slot] = {}
-        missing: dict[bytes, int] = {}
-        for index, key in enumerate(names):
-            if (slot := entry.ready.get(key)) is not None:
-                here.append(slot)
-            elif (slot := entry.incomplete.get(key)) is not None:
-                if not (slot.writers | slot.committed) & bit:
-                    self._join(slot, bit)
-                    joined[index] = slot
-            else:
-                missing.setdefault(key, index)
-        new = self._reserve(entry, missing, here, bit, tenant, now_s)
-        no_room = len(missing) - len(new)
+        missing, here, joined = self._sorted_out(entry, names, bit)
+        slots = self._reserve(entry, missing, here, bit, tenant, now_s)
+        no_room = len(missing) - len(slots)
         self._counters.no_room_chunks += no_room
-        granted = dict(sorted((joined | new).items())) if joined else new
-        slots = list(granted.values())
+        indices = list(missing.values())[: len(slots)]
+        if joined:
+            granted = sorted((joined | dict(zip(indices, slots, strict=True))).items())
+            indices, slots = [index for index, _ in granted], [slot for _, slot in granted]
         packed = array("I", map(_address, slots)).tobytes()
         if slots:
             lease = self._ledger.grant(owner, lease_id, LeaseKind.WRITE, slots, packed, shard)
             lease.namespace = entry
-        return StoreGrant(array("I", granted).tobytes(), packed, no_room)
+        return StoreGrant(array("I", indices).tobytes(), packed, no_room)
 
     def commit(self, owner: Owner, lease_id: int, written: bytes | None, now_s: float) -> int:
         """Publish what was written (positions in the lease; None: all), abort the rest.
@@ -113,17 +104,42 @@ class Reservations:
             if slot is not None:
                 self._abort_shard(slot, 1 << lease.shard)
 
-    def _join(self, slot: Slot, bit: int) -> None:
-        """Another rank's chunk that this one is to complete."""
-        if not slot.writers:
-            self._allocator.written_again(slot)
-        slot.writers |= bit
+    def _sorted_out(
+        self, entry: NamespaceEntry, names: tuple[bytes, ...], bit: int
+    ) -> tuple[dict[bytes, int], list[Slot], dict[int, Slot]]:
+        """The keys that are missing, with their index; the slots of those that are here; and those
+        of other ranks' chunks, by index, that this shard is to complete.
+        """
+        ready, incomplete = entry.ready, entry.incomplete
+        missing = dict(zip(names, range(len(names)), strict=True))
+        is_new = ready.keys().isdisjoint(names) and incomplete.keys().isdisjoint(names)
+        if is_new and len(missing) == len(names):
+            return missing, [], {}
+        missing = {}
+        here: list[Slot] = []
+        joined: dict[int, Slot] = {}
+        for index, key in enumerate(names):
+            if (slot := ready.get(key)) is not None:
+                here.append(slot)
+            elif (slot := incomplete.get(key)) is None:
+                missing.setdefault(key, index)
+            elif not (slot.writers | slot.committed) & bit:
+                if not slot.writers:
+                    self._allocator.written_again(slot)
+                slot.writers |= bit
+                joined[index] = slot
+        return missing, here, joined
 
     def _reserve(
-        self, entry: NamespaceEntry, missing: dict[bytes, int], here: list[Slot], bit: int,
-        tenant: bytes, now_s: float,
-    ) -> dict[int, Slot]:  # fmt: skip
-        """New slots by index, for as many of the missing keys as there is room."""
+        self,
+        entry: NamespaceEntry,
+        missing: dict[bytes, int],
+        here: list[Slot],
+        bit: int,
+        tenant: bytes,
+        now_s: float,
+    ) -> list[Slot]:
+        """New slots, for as many of the missing keys as there is room."""
         order = entry.size_class.order
         idle = [slot for slot in dict.fromkeys(reversed(here)) if not slot.users]
         for slot in idle:
@@ -134,19 +150,17 @@ class Reservations:
             slot.users = 0
         self._allocator.used_now(idle)
         incomplete = entry.incomplete
-        reserved: dict[int, Slot] = {}
-        for slot, (key, index) in zip(slots, missing.items(), strict=False):
+        for slot, key in zip(slots, missing, strict=False):
             slot.state = INCOMPLETE
             slot.key = key
             slot.namespace = entry
             slot.tenant = tenant
             slot.index = incomplete
             slot.writers = bit
-            incomplete[key] = slot
-            reserved[index] = slot
+        incomplete.update(zip(missing, slots, strict=False))
         several = entry.namespace.num_shards > 1
         self._state.put_slots(slots, entry.id, entry.generation, tenant, shards=several)
-        return reserved
+        return slots
 
     def _is_whole(self, slot: Slot, shard: int, now_s: float) -> bool:
         """Take a shard's commit; whether it was the last one."""

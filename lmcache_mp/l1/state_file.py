@@ -248,9 +248,13 @@ class StateFile:
         for namespace_id in range(1, self.geometry.namespaces + 1):
             at = HEADER_BYTES + (namespace_id - 1) * NAMESPACE_BYTES
             state, length, *generations, crc = _NAMESPACE.unpack_from(self.buffer, at)
-            if state == VALID:
+            if state != EMPTY:
                 blob = bytes(self.buffer[at + _NAMESPACE.size :][:length])
-                yield namespace_id, max(generations), blob if crc32(blob) == crc else None
+                yield (
+                    namespace_id,
+                    max(generations),
+                    blob if state == VALID and crc32(blob) == crc else None,
+                )
 
     # --- pages ---
 
@@ -275,8 +279,8 @@ class StateFile:
         for page in range(self.geometry.pages):
             at = self.geometry.pages_at + page * PAGE_BYTES
             state, pages, slot_units, crc = _PAGE.unpack_from(self.buffer, at)
-            if state == VALID:
-                good = crc == crc32(struct.pack("<III", page, pages, slot_units))
+            if state != EMPTY:
+                good = state == VALID and crc == crc32(struct.pack("<III", page, pages, slot_units))
                 yield page, pages if good else 0, slot_units
 
     # --- slots ---
@@ -378,10 +382,10 @@ class StateFile:
             at = self.geometry.leases_at + entry * LEASE_BYTES
             state, *fields, crc = _LEASE.unpack_from(self.buffer, at)
             kind, shard, part, parts, count, lease_id, owner = fields
-            if state != VALID:
+            if state == EMPTY:
                 continue
             slots = bytes(self.buffer[at + _LEASE_SLOTS : at + LEASE_BYTES][: count * 4])
-            if crc32(slots, crc32(_LEASE.pack(0, *fields, 0))) != crc:
+            if state != VALID or crc32(slots, crc32(_LEASE.pack(0, *fields, 0))) != crc:
                 yield entry
             else:
                 yield LeaseRecord(
