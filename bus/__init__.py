@@ -1,7 +1,8 @@
 """A typed message bus over ZMQ ROUTER/DEALER. It knows nothing of caches.
 
-Reading order: `errors`, `schema`, `wire`, `address`, then `server`, `client`, `aio`. The last is
-imported by its own name, `from bus.aio import AsyncClient`: most processes need no asyncio.
+Reading order: `errors`, `schema`, `wire`, `address`; `handlers`, `timers`, `server`; `dealer`,
+`client`, `aio`. The last is imported by its own name, `from bus.aio import AsyncClient`: most
+processes need no asyncio.
 """
 
 from bus.address import BadAddress, validate_address

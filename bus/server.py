@@ -13,26 +13,18 @@ import logging
 import os
 import socket
 import time
-import traceback
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import msgspec
 import zmq
 
 from bus import wire
 from bus.address import BadAddress, validate_address
-from bus.errors import (
-    BadMessage,
-    CallError,
-    HandlerFailed,
-    StaleEpoch,
-    UnknownMessage,
-    WrongVersion,
-)
-from bus.schema import Message, Notice, Request, message_name, reply_type, request_decoder
+from bus.errors import CallError, HandlerFailed, StaleEpoch, WrongVersion
+from bus.handlers import Handler, Handlers, sentence_of
+from bus.schema import Message, Notice, Request
+from bus.timers import Timers
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
@@ -43,8 +35,6 @@ DEFERRED: Final[Any] = object()
 TICK_S = 0.1
 """The longest the loop sleeps: bounds how late a timer or a stop may be on an idle server."""
 
-_DECODER_FAULTS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the sender's fault
-
 
 @dataclass(slots=True)
 class ServerCounters:
@@ -54,9 +44,6 @@ class ServerCounters:
     errors: int = 0
     not_well_framed: int = 0
     undeliverable: int = 0
-
-
-Handler = Callable[["Call", Any], Any]
 
 
 class Call:
@@ -72,7 +59,7 @@ class Call:
     def serve(self, handler: Handler, message: Message) -> None:
         """Answer a deferred call with what `handler(self, message)` returns or raises."""
         try:
-            reply = self._server._handled(handler, self, message)
+            reply = Handlers.run(handler, self, message)
         except CallError as error:
             self.fail(error)
         else:
@@ -95,18 +82,6 @@ class Call:
         self._server._send(self, wire.error_frame(self.call_id, self._server.epoch, error))
 
 
-def sentence_of(fault: Exception) -> str:
-    """Class and text of an exception, also of one whose `str` raises."""
-    return "".join(traceback.format_exception_only(fault)).strip()
-
-
-@dataclass(slots=True)
-class _Timer:
-    every_s: float
-    due_s: float
-    callback: Callable[[float], None]
-
-
 class Server:
     """A bus server. Not thread-safe, except for `stop`."""
 
@@ -122,12 +97,10 @@ class Server:
         """`queue_messages`: answers that wait for a slow peer before further ones are lost."""
         self.epoch = epoch
         self.counters = ServerCounters()
-        self._messages = {message_name(kind): kind for kind in messages}
-        self._handlers: dict[type[Message], Handler] = {}
-        self._decode = request_decoder(messages).decode
+        self._handlers = Handlers(messages)
         self.on_undeliverable = on_undeliverable
         """Told of calls whose answer their caller did not take."""
-        self._timers: list[_Timer] = []
+        self._timers = Timers()
         self._stopping = False
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -143,15 +116,15 @@ class Server:
 
     def on(self, kind: type[Request[R]], handler: Callable[[Call, Any], R]) -> None:
         """Answer requests of `kind` with what `handler(call, message)` returns or raises."""
-        self._register(kind, handler)
+        self._handlers.add(kind, handler)
 
     def on_notice(self, kind: type[Notice], handler: Callable[[Call, Any], None]) -> None:
         """Hand one-way messages of `kind` to `handler(call, message)`."""
-        self._register(kind, handler)
+        self._handlers.add(kind, handler)
 
     def every(self, seconds: float, callback: Callable[[float], None]) -> None:
         """Call `callback(now_s)` about every so many seconds, between two messages."""
-        self._timers.append(_Timer(seconds, time.monotonic() + seconds, callback))
+        self._timers.every(seconds, callback)
 
     def bind(self, address: str) -> str:
         """Listen at `address`; returns it with the port filled in.
@@ -183,53 +156,23 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`. Refuses to start while a declared message has no handler."""
-        missing = sorted(
-            name for name, kind in self._messages.items() if kind not in self._handlers
-        )
-        if missing:
-            raise TypeError(f"no handler for: {', '.join(missing)}")
+        self._handlers.require_all()
         clock = time.monotonic
-        due_s = self._run_timers(clock())
+        timers = self._timers
         while not self._stopping:
             try:
                 peer = self._socket.recv()
                 frame = self._socket.recv(copy=False)
             except zmq.Again:
-                due_s = self._run_timers(clock())
-                continue
-            self._serve(peer, frame)
-            now_s = clock()
-            if now_s >= due_s:
-                due_s = self._run_timers(now_s)
+                pass
+            else:
+                self._serve(peer, frame)
+            if (now_s := clock()) >= timers.due_s:
+                timers.run_due(now_s)
 
     def close(self) -> None:
         """Close the socket; answers that a peer has not yet taken are dropped."""
         self._context.destroy(linger=0)
-
-    def _register(self, kind: type[Message], handler: Handler) -> None:
-        function = getattr(handler, "__func__", handler)
-        hints = typing.get_type_hints(function)
-        annotated = [hint for name, hint in hints.items() if name != "return"][-1:]
-        returned = hints.get("return", Any)
-        expected = reply_type(kind) if issubclass(kind, Request) else type(None)
-        if annotated != [kind] or returned not in (expected, Any):
-            raise TypeError(
-                f"{function.__qualname__} is annotated {annotated} -> {returned},"
-                f" but {kind.__name__} is answered with {expected}"
-            )
-        if kind not in self._messages.values():
-            raise TypeError(f"{kind.__name__} is not among this server's messages")
-        self._handlers[kind] = handler
-
-    def _run_timers(self, now_s: float) -> float:
-        for timer in self._timers:
-            if now_s >= timer.due_s:
-                timer.due_s = now_s + timer.every_s
-                try:
-                    timer.callback(now_s)
-                except Exception:  # a timer's fault must not end the service of everybody
-                    log.exception("timer %s failed", timer.callback)
-        return min((timer.due_s for timer in self._timers), default=float("inf"))
 
     def _serve(self, peer: bytes, frame: zmq.Frame) -> None:
         self.counters.messages += 1
@@ -245,7 +188,8 @@ class Server:
             return
         call = Call(self, peer, call_id)
         try:
-            answer = self._handle(call, version, epoch, data)
+            self._check(version, epoch)
+            answer = self._handlers.handle(call, data)
         except CallError as error:
             if kind == wire.REQUEST:
                 call.fail(error)
@@ -255,7 +199,7 @@ class Server:
         if kind == wire.REQUEST and answer is not DEFERRED:
             call.answer(answer)
 
-    def _handle(self, call: Call, version: int, epoch: int, data: bytes) -> Any:
+    def _check(self, version: int, epoch: int) -> None:
         if version != wire.PROTOCOL_VERSION:
             raise WrongVersion(
                 f"the message is of protocol version {version}, this server speaks"
@@ -269,35 +213,6 @@ class Server:
                 epoch=epoch,
                 expected=self.epoch,
             )
-        try:
-            message = self._decode(memoryview(data)[wire.HEADER.size :])
-        except _DECODER_FAULTS as fault:
-            raise self._undecodable(data, fault) from None
-        return self._handled(self._handlers[type(message)], call, message)
-
-    def _handled(self, handler: Handler, call: Call, message: Message) -> Any:
-        try:
-            return handler(call, message)
-        except CallError:
-            raise
-        except Exception as fault:
-            name = message_name(type(message))
-            log.exception("handler of %s failed", name)
-            raise HandlerFailed(f"{name} failed in the server: {sentence_of(fault)}") from None
-
-    def _undecodable(self, data: bytes, fault: Exception) -> CallError:
-        try:
-            body = msgspec.msgpack.decode(
-                memoryview(data)[wire.HEADER.size :], type=list[msgspec.Raw]
-            )
-            name = msgspec.msgpack.decode(body[0], type=str)
-        except (*_DECODER_FAULTS, IndexError):
-            return BadMessage(f"the body is not a message: {fault}")
-        if name not in self._messages:
-            return UnknownMessage(
-                f"unknown message {name[:64]!r}; known are {', '.join(self._messages)}"
-            )
-        return BadMessage(f"{name}: {fault}")
 
     def _send(self, call: Call, data: bytes) -> None:
         try:

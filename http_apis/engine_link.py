@@ -51,7 +51,7 @@ class EngineLink:
             self._said = ""
             log.info("engine connected pid=%d epoch=%d", server.pid, server.epoch)
             await client.wait_lost()
-            log.warning("engine lost pid=%d epoch=%d; connecting again", server.pid, server.epoch)
+            log.info("engine lost pid=%d epoch=%d; connecting again", server.pid, server.epoch)
         finally:
             self._state.engine = self._state.zmq_server = None
             await client.close()

@@ -19,7 +19,7 @@ import bus
 from lmcache_mp import messages as m
 from lmcache_mp.client import CacheClient, Namespace
 from lmcache_mp.config import Config
-from lmcache_mp.l1.state_file import Geometry, StateFile
+from lmcache_mp.l1.geometry import Geometry
 from lmcache_mp.rundir import L1Files, RunDir
 from lmcache_mp.units import Size
 from tests.waiting import wait_until
@@ -98,7 +98,7 @@ class EngineProcess:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
             memoryview(mapping) as buffer,
         ):
-            return StateFile.read_geometry(buffer)
+            return Geometry.from_header(buffer)
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -4,7 +4,8 @@ Importing it pulls in no torch, fastapi or numpy. Reading order: `mapping`, `ses
 with the server), `leases` (what is held while copying), `cache` (the verbs).
 """
 
-from lmcache_mp.client.cache import CacheClient, Counters
+from lmcache_mp.client.cache import CacheClient
+from lmcache_mp.client.counters import Counters
 from lmcache_mp.client.leases import Pin, RetrieveHit, StoreBatch
 from lmcache_mp.keys import ChunkKeys, chunk_keys
 from lmcache_mp.messages import LookupReply

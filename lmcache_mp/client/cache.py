@@ -11,11 +11,11 @@ import logging
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import bus
 from lmcache_mp import namespace as namespaces
+from lmcache_mp.client.counters import Counters
 from lmcache_mp.client.deadline import Deadline
 from lmcache_mp.client.leases import Pin, RetrieveHit, Slots, StoreBatch
 from lmcache_mp.client.session import ClientClosed, Link, Session
@@ -43,19 +43,6 @@ COMMIT_RETRY_S = 0.01
 
 _WORTH_A_NEW_CONNECTION = (bus.Unavailable, bus.StaleEpoch, LeaseRefused, NotRegistered)
 """What a connection that has become stale is answered with."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a client saw. Failures are those that were answered as a miss or a skipped store."""
-
-    lookup_chunks: int = 0
-    hit_chunks: int = 0
-    retrieved_chunks: int = 0
-    stored_chunks: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    """By verb."""
-    last_failure: str = ""
 
 
 class CacheClient:

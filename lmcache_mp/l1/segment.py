@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmcache_mp.l1.geometry import Geometry, StateFileMismatch
 from lmcache_mp.l1.room import room
 from lmcache_mp.l1.slab import default_page_bytes
-from lmcache_mp.l1.state_file import Geometry, StateFile, StateFileMismatch
+from lmcache_mp.l1.state_file import StateFile
 from lmcache_mp.rundir import L1Files, boot_id
 from lmcache_mp.units import Size
 
@@ -92,7 +93,7 @@ def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
         raise StateFileMismatch("it is empty")
     mapping = mmap.mmap(descriptor, size)
     buffer = memoryview(mapping)
-    geometry = StateFile.read_geometry(buffer)
+    geometry = Geometry.from_header(buffer)
     segment = files.segment.stat()
     if geometry.boot_id != boot_id():
         raise StateFileMismatch("it is of an earlier boot")

@@ -10,9 +10,9 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from lmcache_mp.l1.geometry import SLOT_RECORD_BYTES
 from lmcache_mp.l1.order import EvictionOrder
 from lmcache_mp.l1.slot import Slot
-from lmcache_mp.l1.state_file import SLOT_RECORD_BYTES
 
 CARVE_AT_ONCE = 256
 """Slots carved in one go: carving a page of the smallest slots at once would take milliseconds."""

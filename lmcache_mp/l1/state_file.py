@@ -21,20 +21,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
+from lmcache_mp.l1.geometry import (
+    HEADER_BYTES,
+    LEASE_BYTES,
+    NAMESPACE_BYTES,
+    PAGE_BYTES,
+    SLOT_RECORD_BYTES,
+    Geometry,
+)
 from lmcache_mp.l1.slot import Slot
-from lmcache_mp.messages import SLOT_UNIT_BYTES
 
-MAGIC = b"LMCMPST\x01"
-HEADER_BYTES = 4096
 EMPTY, VALID = 0x00, 0xA7
 INCOMPLETE, READY = 0x35, 0xCA
 """State bytes: no flipped bit turns one into another."""
-NAMESPACE_BYTES = 1024
-LEASE_BYTES = 1024
-PAGE_BYTES = 16
-SLOT_RECORD_BYTES = 128
 
-_HEADER = struct.Struct("<8sQQQII16s40sI")  # magic, the fields of `Geometry`, crc
 _POPULATED = 1024  # mutable fields, each an aligned 8-byte word
 _EPOCH = 1040
 _GENERATION = 1048
@@ -54,62 +54,6 @@ _SLOT_COMMITTED = 16  # two bit sets of 16 bytes; a shard counts if both say so
 _SLOT_COMMITTED_AGAIN = 32
 _NO_TENANT = bytes(8)
 _NO_SHARDS = bytes(_SLOT_FIXED - _SLOT_COMMITTED)
-
-Writable = memoryview
-
-
-class StateFileMismatch(Exception):
-    """The file is not this L1's: start cold. The message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """What a state file and its segment agree on."""
-
-    l1_bytes: int
-    page_bytes: int
-    segment_inode: int
-    l1_id: bytes
-    """16 random bytes; with another id, everything that was mapped and leased is gone."""
-    boot_id: str
-    namespaces: int = 2048
-    """Namespaces that can be registered, and lease records (of 240 slots) that can be open."""
-    leases: int = 4096
-
-    @property
-    def pages(self) -> int:
-        """Whole pages of the segment."""
-        return self.l1_bytes // self.page_bytes
-
-    @property
-    def slots_per_page(self) -> int:
-        """Of the smallest size there is."""
-        return self.page_bytes // SLOT_UNIT_BYTES
-
-    @property
-    def pages_at(self) -> int:
-        """Offset of the page records."""
-        return HEADER_BYTES + self.namespaces * NAMESPACE_BYTES
-
-    @property
-    def leases_at(self) -> int:
-        """Offset of the lease records."""
-        end = self.pages_at + self.pages * PAGE_BYTES
-        return -(-end // HEADER_BYTES) * HEADER_BYTES
-
-    @property
-    def slots_at(self) -> int:
-        """Offset of the slot records."""
-        return self.leases_at + self.leases * LEASE_BYTES
-
-    @property
-    def file_bytes(self) -> int:
-        """Length of the state file, most of it a hole."""
-        return self.slots_at + self.pages * self.slots_per_page * SLOT_RECORD_BYTES
-
-    def slot_record(self, page: int, position: int) -> int:
-        """Offset of the record of the slot at a position of the slab that begins at `page`."""
-        return self.slots_at + (page * self.slots_per_page + position) * SLOT_RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +89,7 @@ class StateFile:
 
     def __init__(
         self,
-        buffer: Writable,
+        buffer: memoryview,
         geometry: Geometry,
         back: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -164,37 +108,8 @@ class StateFile:
 
     def format(self) -> None:
         """Write the header of a new, zeroed file."""
-        fields = self._header_fields(self.geometry)
-        _HEADER.pack_into(self.buffer, 0, *fields, crc32(_HEADER.pack(*fields, 0)))
-
-    @staticmethod
-    def _header_fields(g: Geometry) -> tuple[bytes | int, ...]:
-        sizes = (g.l1_bytes, g.page_bytes, g.segment_inode, g.namespaces, g.leases)
-        return (MAGIC, *sizes, g.l1_id, g.boot_id.encode().ljust(40, b"\0"))
-
-    @staticmethod
-    def read_geometry(buffer: Writable) -> Geometry:
-        """What the header says; raises `StateFileMismatch` if it cannot be believed."""
-        if len(buffer) < HEADER_BYTES:
-            raise StateFileMismatch(f"it has {len(buffer)} bytes, a header has {HEADER_BYTES}")
-        *fields, crc = _HEADER.unpack_from(buffer)
-        magic, l1_bytes, page_bytes, inode, namespaces, leases, l1_id, boot = fields
-        if magic != MAGIC:
-            raise StateFileMismatch(f"it begins with {magic!r}, this version's with {MAGIC!r}")
-        if crc != crc32(_HEADER.pack(*fields, 0)):
-            raise StateFileMismatch("its header fails its checksum")
-        geometry = Geometry(
-            l1_bytes=l1_bytes,
-            page_bytes=page_bytes,
-            segment_inode=inode,
-            l1_id=l1_id,
-            boot_id=boot.rstrip(b"\0").decode(),
-            namespaces=namespaces,
-            leases=leases,
-        )
-        if len(buffer) != geometry.file_bytes:
-            raise StateFileMismatch(f"it has {len(buffer)} bytes, not {geometry.file_bytes}")
-        return geometry
+        header = self.geometry.to_header()
+        self.buffer[: len(header)] = header
 
     @property
     def populated_bytes(self) -> int:

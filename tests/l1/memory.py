@@ -1,6 +1,7 @@
 """An L1 over plain bytearrays, for tests of the core."""
 
-from lmcache_mp.l1.state_file import Geometry, StateFile
+from lmcache_mp.l1.geometry import Geometry
+from lmcache_mp.l1.state_file import StateFile
 from lmcache_mp.l1.tier import L1
 
 PAGE_BYTES = 16384
@@ -45,4 +46,4 @@ def grow(l1: L1, pages: int) -> None:
 def after_crash(l1: L1) -> L1:
     """An empty L1 over a copy of the state file, as a restarted engine maps it."""
     copy = memoryview(bytearray(l1.state.buffer))
-    return L1(StateFile(copy, StateFile.read_geometry(copy)))
+    return L1(StateFile(copy, Geometry.from_header(copy)))

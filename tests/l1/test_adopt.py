@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from lmcache_mp.l1.adopt import AdoptionUnsafe, adopt
 from lmcache_mp.l1.check import check
+from lmcache_mp.l1.geometry import Geometry, StateFileMismatch
 from lmcache_mp.l1.lease import LeaseKind
 from lmcache_mp.l1.segment import open_store
-from lmcache_mp.l1.state_file import StateFile, StateFileMismatch
+from lmcache_mp.l1.state_file import StateFile
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.namespace import Namespace
 from lmcache_mp.rundir import L1Files
@@ -106,7 +107,7 @@ def test_flipped_bits_cost_what_they_hit_and_nothing_else(data: st.DataObject) -
         before.state.buffer[at] ^= 1 << data.draw(st.integers(0, 7))
     copy = memoryview(bytearray(before.state.buffer))
     try:
-        geometry = StateFile.read_geometry(copy)
+        geometry = Geometry.from_header(copy)
     except StateFileMismatch:
         return
     l1 = L1(StateFile(copy, geometry))
@@ -127,7 +128,7 @@ def test_flipped_bits_cost_what_they_hit_and_nothing_else(data: st.DataObject) -
 def test_a_truncated_file_is_refused(size: int) -> None:
     whole = filled().state.buffer
     with pytest.raises(StateFileMismatch, match="bytes"):
-        StateFile.read_geometry(memoryview(bytearray(whole[:size])))
+        Geometry.from_header(memoryview(bytearray(whole[:size])))
 
 
 def told_before_death(directory: str, after_s: float) -> set[int]:
