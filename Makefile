@@ -16,6 +16,7 @@ check: $(VENV)/installed  ## style, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m tests.import_directions
 
 format: $(VENV)/installed

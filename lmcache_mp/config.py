@@ -10,30 +10,33 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
 from bus import BadAddress, validate_address
 from bus.address import is_loopback
+from lmcache_mp.l1.order import ORDERS
 from lmcache_mp.logging import Format, Level
 from lmcache_mp.rundir import RunDir, default_run_dir
+from lmcache_mp.setting import ConfigError, Setting, from_plain, plain, settings_of
 from lmcache_mp.units import FORMS, Size
 
-ENV_PREFIX = "LMCACHE_MP_"
+__all__ = ["MIN_L1_SIZE", "Config", "ConfigError", "settings"]
+
 MIN_L1_SIZE = Size("1MiB")
 
 
-class ConfigError(ValueError):
-    """A setting cannot be what it is; the sentence names it, its value and what is expected."""
+@functools.cache
+def settings() -> tuple[Setting, ...]:
+    """All settings, in the order of the fields."""
+    return tuple(settings_of(Config))
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one server runs. A `form` replaces the general words for what a value may be."""
+    """How one server runs."""
 
     name: Annotated[
         str,
@@ -102,7 +105,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Meta(ge=1, le=1 << 20, description="Tokens per chunk, for clients that ask."),
     ] = 256
     eviction_policy: Annotated[
-        Literal["lru"], Meta(description="Which chunk leaves L1 when another needs its room.")
+        str,
+        Meta(
+            pattern=rf"^({'|'.join(ORDERS)})\Z",
+            description="Which chunk leaves L1 when another needs its room.",
+            extra={"choices": tuple(ORDERS)},
+        ),
     ] = "lru"
     http_host: Annotated[
         str,
@@ -141,7 +149,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def builtins(self) -> dict[str, Any]:
         """Every key with its value as YAML would spell it."""
-        return {setting.key: _plain(getattr(self, setting.key)) for setting in settings()}
+        return {setting.key: plain(getattr(self, setting.key)) for setting in settings()}
 
     def save(self, run_dir: RunDir) -> None:
         """Write the settings for the server's own processes: 0600, whole or not at all."""
@@ -157,7 +165,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """What `save` wrote; raises `ConfigError` if it is not there or was tampered with."""
         try:
             return msgspec.json.decode(
-                run_dir.config_file.read_bytes(), type=cls, dec_hook=_from_plain
+                run_dir.config_file.read_bytes(), type=cls, dec_hook=from_plain
             )
         except (OSError, msgspec.DecodeError) as fault:
             raise ConfigError(f"settings in {run_dir.config_file}: {fault}") from None
@@ -177,128 +185,3 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"bus: {address!r} would open the cache to every user of this host: use an ipc://"
                 " address, or set bus_insecure_loopback if that is meant"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One field of `Config`, as all who fill, check or explain it see it."""
-
-    key: str
-    type: Any  # the annotation: what msgspec converts to
-    shape: msgspec.inspect.Type  # the same, taken apart: without Meta and without None
-    optional: bool
-    default: Any
-    description: str
-    form: str
-    """What a value may be, in words."""
-    metavar: str
-
-    @property
-    def flag(self) -> str:
-        """Its name on the command line."""
-        return "--" + self.key.replace("_", "-")
-
-    @property
-    def env(self) -> str:
-        """Its environment variable."""
-        return ENV_PREFIX + self.key.upper()
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is a yes or a no."""
-        return isinstance(self.shape, msgspec.inspect.BoolType)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it may be given several times."""
-        return isinstance(self.shape, msgspec.inspect.VarTupleType)
-
-    @property
-    def default_text(self) -> str:
-        """The default as YAML would spell it."""
-        return spelled(self.default)
-
-    def read(self, value: Any, source: str, *, from_text: bool = False) -> Any:
-        """The value, converted and checked; raises `ConfigError` naming its source.
-
-        `from_text`: flags and the environment know no types, so "8080" may be a number there.
-        """
-        try:
-            return msgspec.convert(value, self.type, strict=not from_text, dec_hook=_from_plain)
-        except msgspec.ValidationError as fault:
-            if fault.__cause__ is not None:  # a sentence of the type's own
-                raise ConfigError(f"{self.key} from {source}: {fault}") from None
-            raise ConfigError(
-                f"{self.key} from {source}: {_plain(value)!r}: expected {self.form}"
-            ) from None
-
-
-@functools.cache
-def settings() -> tuple[Setting, ...]:
-    """All settings, in the order of the fields."""
-    return tuple(_walk())
-
-
-def spelled(value: Any) -> str:
-    """A setting's value as YAML would spell it."""
-    plain = _plain(value)
-    if plain is None or plain == []:
-        return "unset"
-    return plain if isinstance(plain, str) else msgspec.json.encode(plain).decode()
-
-
-def _walk() -> Iterator[Setting]:
-    hints = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    described = msgspec.inspect.type_info(Config)
-    assert isinstance(described, msgspec.inspect.StructType)
-    for field in described.fields:
-        meta, shape, optional = _taken_apart(field.type)
-        form = str(meta.get("form") or _form(shape))
-        if isinstance(shape, msgspec.inspect.VarTupleType):
-            form = f"a list, each {form}"
-        last_word = field.name.rpartition("_")[2].upper()
-        yield Setting(
-            key=field.name,
-            type=hints[field.name],
-            shape=shape,
-            optional=optional,
-            default=field.default,
-            description=str(meta.get("description", "")),
-            form=form,
-            metavar=str(meta.get("title") or {"S": "SECONDS"}.get(last_word, last_word)),
-        )
-
-
-def _taken_apart(shape: msgspec.inspect.Type) -> tuple[dict[str, Any], msgspec.inspect.Type, bool]:
-    meta: dict[str, Any] = {}
-    if isinstance(shape, msgspec.inspect.Metadata):
-        meta = {**(shape.extra_json_schema or {}), **(shape.extra or {})}
-        shape = shape.type
-    if isinstance(shape, msgspec.inspect.UnionType):
-        (shape,) = (kind for kind in shape.types if not isinstance(kind, msgspec.inspect.NoneType))
-        return meta, shape, True
-    return meta, shape, False
-
-
-def _form(shape: msgspec.inspect.Type) -> str:
-    match shape:
-        case msgspec.inspect.LiteralType(values=values):
-            return " or ".join(str(value) for value in values)
-        case msgspec.inspect.BoolType():
-            return "true or false"
-        case msgspec.inspect.IntType(ge=least, le=most):
-            return f"a whole number from {least} to {most}"
-        case msgspec.inspect.FloatType(ge=least, le=most):
-            return f"a number from {least} to {most}"
-    raise TypeError(f"say in Meta(extra={{'form': ...}}) what a value of {shape} may be")
-
-
-def _from_plain(kind: type, value: Any) -> Any:
-    """What msgspec asks for a type that is not its own: `Size`."""
-    return kind(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Size):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value

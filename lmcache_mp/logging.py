@@ -4,7 +4,9 @@
     log.info("engine ready epoch=%d l1=%s", epoch, size)
 
 A message is a lowercase event, then its values: as `key=value`, or in a sentence if people need
-one to act on it. With `json` a line is one object, with the traceback inside.
+one to act on it. With `json` a line is one object, with the traceback inside; what nobody caught
+is logged like everything else. Only what the interpreter says while it cannot log (the stacks of
+`faulthandler`, a fault before `configure`) is plain text.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import json
 import logging
 import os
 import sys
+import threading
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Literal, TextIO
 
 from typing_extensions import override
@@ -49,6 +53,9 @@ def configure(level: Level, fmt: Format, process: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_untold
+    sys.unraisablehook = _log_untold
 
 
 class TextFormatter(logging.Formatter):
@@ -94,6 +101,23 @@ class JsonFormatter(logging.Formatter):
         elif record.exc_text:
             line["traceback"] = record.exc_text
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _log_uncaught(
+    kind: type[BaseException], fault: BaseException, traceback: TracebackType | None
+) -> None:
+    """As the interpreter would print it, in the format of all lines."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, fault, traceback)
+        return
+    name = kind.__name__
+    init_logger("uncaught").critical("uncaught %s", name, exc_info=(kind, fault, traceback))
+
+
+def _log_untold(told: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    """The same for a thread, and for a finalizer. A thread may end by SystemExit."""
+    if told.exc_value is not None and not isinstance(told.exc_value, SystemExit):
+        _log_uncaught(told.exc_type, told.exc_value, told.exc_traceback)
 
 
 def _coloured(stream: TextIO) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -91,12 +92,14 @@ class Server:
         return msgspec.json.decode(done.stdout, type=StatusReport) if not done.returncode else None
 
     def ready(self) -> StatusReport:
-        """The report, once the engine answers and knows its siblings."""
+        """The report, once the engine has its memory and knows its siblings."""
 
         def all_run() -> StatusReport | None:
             report = self.status()
-            running = report and [p for p in report.processes.values() if p.state == "running"]
-            return report if running and len(running) == 3 else None
+            if report is None or report.l1.populated_bytes < report.l1.capacity_bytes:
+                return None
+            running = [p for p in report.processes.values() if p.state == "running"]
+            return report if len(running) == 3 else None
 
         report: StatusReport = eventually(all_run, f"{self.name} runs:\n{self.log.read_text()}")
         return report
@@ -130,6 +133,23 @@ class Server:
 
 
 Serve = Callable[..., Server]
+
+TEXT_LINE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [A-Z]+ +(supervisor|engine|http) [\w.]+: ."
+
+
+def provoke_every_process(server: Server) -> None:
+    """Let each process say something: uvicorn of what is no HTTP, the others of a death."""
+    report = server.ready()
+    address = report.processes["http"].address
+    with urllib.request.urlopen(address + "/", timeout=10) as answer:
+        assert answer.status == 200
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"this is no http\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 400"
+    os.kill(report.processes["engine"].pid, signal.SIGKILL)
+    server.restarted("engine", report.processes["engine"].pid)
+    assert server.stop() == 0
 
 
 @pytest.fixture
@@ -176,6 +196,22 @@ class TestServe:
     def test_two_names_run_side_by_side(self, serve: Serve) -> None:
         reports = [server.ready() for server in (serve(), serve())]
         assert reports[0].l1.path != reports[1].l1.path
+
+    def test_all_processes_log_json_lines_that_name_them(self, serve: Serve) -> None:
+        server = serve("--log-format", "json", "--log-level", "debug")
+        provoke_every_process(server)
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        assert {line["process"] for line in lines} == {"supervisor", "engine", "http"}
+        assert {"uvicorn.error", "uvicorn.access"} <= {line["logger"] for line in lines}
+        for line in lines:
+            if line["logger"].startswith(("lmcache_mp", "http_apis", "bus")):
+                assert re.match("[a-z]|L1 ", line["message"]), line
+
+    def test_all_processes_log_text_lines_that_name_them(self, serve: Serve) -> None:
+        server = serve("--log-level", "debug")
+        provoke_every_process(server)
+        for line in server.log.read_text().splitlines():
+            assert re.match(TEXT_LINE, line), line
 
     def test_a_second_server_of_the_same_name_is_refused(self, serve: Serve) -> None:
         server = serve()

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 LOG_SOMETHING = """
 import logging, sys, warnings
 from lmcache_mp.logging import configure, init_logger
@@ -85,3 +87,25 @@ def test_configuring_twice_logs_once() -> None:
 
 def test_a_pipe_gets_no_colours() -> None:
     assert "\033" not in logged("log.error('plain')")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("raise RuntimeError('of the process')", "RuntimeError: of the process"),
+        (
+            "import threading\nt = threading.Thread(target=lambda: 1 / 0); t.start(); t.join()",
+            "ZeroDivisionError: division by zero",
+        ),
+        (
+            "class Bad:\n    def __del__(self):\n        raise KeyError('of a finalizer')\nBad()",
+            "KeyError: 'of a finalizer'",
+        ),
+    ],
+)
+def test_what_nobody_caught_is_a_line_like_all_others(body: str, fault: str) -> None:
+    code = LOG_SOMETHING.format(level="info", fmt="json", body=body)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    (line,) = [json.loads(text) for text in done.stderr.splitlines()]
+    assert (line["level"], line["process"]) == ("critical", "engine")
+    assert line["traceback"].splitlines()[-1] == fault

@@ -7,22 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmcache_mp import __version__
+from lmcache_mp.cli.commands import COMMANDS, Option
 from lmcache_mp.cli.sources import nearest
-from lmcache_mp.config import ConfigError, Setting, settings
-
-EVERYTHING = tuple(setting.key for setting in settings())
-WHICH_SERVER = ("name", "run_dir")
-AS_JSON = "print JSON, for programs"
-
-COMMANDS: dict[str, tuple[str, tuple[str, ...], bool]] = {
-    "serve": ("run a server in the foreground", EVERYTHING, False),
-    "status": ("show what a server holds and who uses it", WHICH_SERVER, True),
-    "clear": ("forget every chunk in L1; what is leased stays readable", WHICH_SERVER, False),
-    "config": ("list every setting: value, default, bounds, meaning", EVERYTHING, True),
-    "check": ("let a server compare its records, index and leases", WHICH_SERVER, False),
-    "purge": ("remove what a stopped server left behind", (*WHICH_SERVER, "l1_dir"), False),
-}
-"""What a command is for, the settings that it has flags for, whether it takes `--json`."""
+from lmcache_mp.config import ConfigError, settings
+from lmcache_mp.setting import Setting
 
 
 def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -30,7 +18,7 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
     A flag's value stays text: `lmcache_mp.cli.sources` reads it as it reads every other source.
     """
-    parser, commands = _parsers()
+    parser, commands = parsers()
     arguments, unknown = parser.parse_known_args(argv)
     given = vars(arguments)
     command = given.pop("command")
@@ -38,11 +26,12 @@ def parse(argv: Sequence[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
         word = unknown[0].partition("=")[0]
         known = [flag for flag in commands[command]._option_string_actions if flag[:2] == "--"]
         raise ConfigError(f"unknown argument {word!r} of {command}: {nearest(word, known)}")
-    options = {"json": given.pop("json")} if "json" in given else {}
+    options = {option.key: given.pop(option.key) for option in COMMANDS[command].options}
     return command, options, given
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of it all, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="lmcache-mp",
         description="A KV-cache server for LLM inference engines.",
@@ -50,15 +39,22 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     parser.add_argument("--version", action="version", version=f"lmcache-mp {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands = {}
-    for command, (purpose, keys, with_json) in COMMANDS.items():
-        commands[command] = subparsers.add_parser(
-            command, help=purpose, description=purpose, allow_abbrev=False
+    by_name = {}
+    for name, command in COMMANDS.items():
+        by_name[name] = subparsers.add_parser(
+            name, help=command.purpose, description=command.purpose, allow_abbrev=False
         )
-        _add_settings(commands[command], keys)
-        if with_json:
-            commands[command].add_argument("--json", action="store_true", help=AS_JSON)
-    return parser, commands
+        _add_options(by_name[name], command.options)
+        if command.keys:
+            _add_settings(by_name[name], command.keys)
+    return parser, by_name
+
+
+def _add_options(parser: argparse.ArgumentParser, options: tuple[Option, ...]) -> None:
+    formats = [option for option in options if option.is_format]
+    one_of = parser.add_mutually_exclusive_group() if formats else parser
+    for option in options:
+        (one_of if option in formats else parser).add_argument(option.word, **option.grammar)
 
 
 def _add_settings(parser: argparse.ArgumentParser, keys: tuple[str, ...]) -> None:

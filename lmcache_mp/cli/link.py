@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from typing import TypeVar
 
 import bus
+from lmcache_mp import flock
 from lmcache_mp.cli.failure import Failure
 from lmcache_mp.config import Config
 from lmcache_mp.rundir import RunDir
@@ -27,24 +26,9 @@ def call(config: Config, request: bus.Request[R], timeout_s: float = 10.0) -> R:
 
 
 def _why_nobody_answers(name: str, run_dir: RunDir) -> str:
-    if _is_held(run_dir, "supervisor"):
+    if flock.is_held(run_dir.path / "supervisor.lock"):
         return (
             f"server {name!r} runs as pid {run_dir.lock_holder('supervisor')}, but its engine is"
             " starting or stopping: try again, or look into its log"
         )
     return f"no server {name!r} runs in {run_dir.path}: start one with `lmcache-mp serve`"
-
-
-def _is_held(run_dir: RunDir, lock: str) -> bool:
-    """Whether somebody holds a lock of the run directory; this process never does."""
-    try:
-        descriptor = os.open(run_dir.path / f"{lock}.lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

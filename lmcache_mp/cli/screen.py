@@ -8,6 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lmcache_mp.cli.rates import Rates
 from lmcache_mp.messages import (
     CacheCounters,
     ClientStatus,
@@ -23,23 +24,26 @@ BAR_CELLS = 24
 PIPE_COLUMNS = 160  # nothing is cut off for grep
 
 
-def show(report: StatusReport, console: Console | None = None) -> None:
-    """Print a report to the terminal, or without colours to a pipe."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = PIPE_COLUMNS
-    console.print(
-        Group(
-            _title(report),
-            Text(),
-            _gauges(report.l1, report.counters),
-            Text(),
-            _processes(report.processes),
-            Text(),
-            _clients(report.clients),
-            Text(),
-            _namespaces(report.namespaces),
-        )
+def console() -> Console:
+    """The terminal, or a pipe: without colours, and wide enough that grep finds whole lines."""
+    found = Console()
+    if not found.is_terminal:
+        found.width = PIPE_COLUMNS
+    return found
+
+
+def page(report: StatusReport, rates: Rates | None = None) -> RenderableType:
+    """A whole report, with what happens per second if there was one before."""
+    return Group(
+        _title(report),
+        Text(),
+        _gauges(report.l1, report.counters, rates),
+        Text(),
+        _processes(report.processes),
+        Text(),
+        _clients(report.clients),
+        Text(),
+        _namespaces(report.namespaces),
     )
 
 
@@ -55,15 +59,15 @@ def duration(seconds: float) -> str:
 
 def _title(report: StatusReport) -> Text:
     return Text.assemble(
-        (_safe(report.server), "bold"),
+        (safe(report.server), "bold"),
         "  ",
         _state(report.state),
         f"  up {duration(report.uptime_s)}, epoch {report.epoch}, lmcache-mp {report.version}\n",
-        (_safe("  ".join(report.bus.addresses)), "dim"),
+        (safe("  ".join(report.bus.addresses)), "dim"),
     )
 
 
-def _gauges(l1: L1Status, counters: CacheCounters) -> Table:
+def _gauges(l1: L1Status, counters: CacheCounters, rates: Rates | None) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(width=BAR_CELLS)
@@ -73,14 +77,14 @@ def _gauges(l1: L1Status, counters: CacheCounters) -> Table:
         "L1",
         _bar(l1.used_bytes, l1.capacity_bytes),
         _percent(l1.used_bytes, l1.capacity_bytes),
-        f"{format_bytes(l1.used_bytes)} of {format_bytes(l1.capacity_bytes)} in {_safe(l1.path)}",
+        f"{format_bytes(l1.used_bytes)} of {format_bytes(l1.capacity_bytes)} in {safe(l1.path)}",
     )
     if l1.populated_bytes < l1.capacity_bytes:
         grid.add_row(
             "populated",
             _bar(l1.populated_bytes, l1.capacity_bytes),
             _percent(l1.populated_bytes, l1.capacity_bytes),
-            Text(_safe(l1.populate_error) or "memory is being taken", "yellow"),
+            Text(safe(l1.populate_error) or "memory is being taken", "yellow"),
         )
     grid.add_row(
         "hits",
@@ -103,6 +107,15 @@ def _gauges(l1: L1Status, counters: CacheCounters) -> Table:
         f" {format_bytes(counters.retrieved_bytes)} retrieved,"
         f" {counters.no_room_chunks:,} chunks found no room",
     )
+    if rates is not None:
+        grid.add_row(
+            "per second",
+            _bar(rates.hit_chunks, rates.lookup_chunks),
+            _percent(rates.hit_chunks, rates.lookup_chunks),
+            f"{rates.hit_chunks:,.0f} of {rates.lookup_chunks:,.0f} chunks hit,"
+            f" {format_bytes(rates.stored_bytes)} stored,"
+            f" {format_bytes(rates.retrieved_bytes)} retrieved, {rates.messages:,.0f} messages",
+        )
     return grid
 
 
@@ -111,15 +124,15 @@ def _processes(processes: dict[str, ProcessInfo]) -> Table:
         ("process", "pid", "state", "up", "restarts", ""),
         (
             (
-                _safe(name),
+                safe(name),
                 str(process.pid),
                 _state(process.state),
                 duration(process.uptime_s),
                 str(process.restarts),
                 Text.assemble(
-                    _safe(process.address),
+                    safe(process.address),
                     "  " if process.address and process.note else "",
-                    (_safe(process.note), "yellow"),
+                    (safe(process.note), "yellow"),
                 ),
             )
             for name, process in processes.items()
@@ -133,7 +146,7 @@ def _clients(clients: Sequence[ClientStatus]) -> RenderableType:
     return _table(
         ("client", "pid", "connections", "leases", "leased chunks"),
         (
-            (_safe(c.who), str(c.pid), str(c.connections), str(c.leases), f"{c.leased_chunks:,}")
+            (safe(c.who), str(c.pid), str(c.connections), str(c.leases), f"{c.leased_chunks:,}")
             for c in clients
         ),
     )
@@ -146,8 +159,8 @@ def _namespaces(namespaces: Sequence[NamespaceStatus]) -> RenderableType:
         ("model", "dtype", "tokens per chunk", "bytes per chunk", "chunks"),
         (
             (
-                _safe(n.namespace.model),
-                _safe(n.namespace.dtype),
+                safe(n.namespace.model),
+                safe(n.namespace.dtype),
                 str(n.namespace.chunk_tokens),
                 format_bytes(n.namespace.chunk_bytes),
                 f"{n.ready_chunks:,}",
@@ -167,19 +180,19 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> 
 
 
 def _state(state: str) -> Text:
-    return Text(_safe(state), "green" if state in GOOD_STATES else "yellow")
+    return Text(safe(state), "green" if state in GOOD_STATES else "yellow")
 
 
-def _bar(part: int, whole: int) -> Text:
+def _bar(part: float, whole: float) -> Text:
     filled = round(BAR_CELLS * part / whole) if whole else 0
     return Text.assemble(("█" * filled, "cyan"), ("░" * (BAR_CELLS - filled), "dim"))
 
 
-def _percent(part: int, whole: int) -> str:
+def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """What others wrote, without anything that would move a terminal's cursor."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text

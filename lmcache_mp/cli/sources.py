@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmcache_mp.config import ENV_PREFIX, Config, ConfigError, Setting, settings
+from lmcache_mp.config import Config, ConfigError, settings
 from lmcache_mp.process import PARENT_PID_VARIABLE
+from lmcache_mp.setting import ENV_PREFIX, Setting
 
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
 

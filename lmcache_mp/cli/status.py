@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import msgspec
 
+from lmcache_mp.cli.failure import Failure
 from lmcache_mp.cli.link import call
 from lmcache_mp.cli.sources import Resolved
 from lmcache_mp.messages import Status
 
+SHORTEST_S, LONGEST_S = 0.1, 3600.0
 
-def run(resolved: Resolved, *, json: bool) -> int:
+
+def run(resolved: Resolved, *, json: bool, watch: str | None) -> int:
     """Show the report of a running server, for people or as JSON."""
+    if watch is not None:
+        if json:
+            raise Failure("--watch is for people: call `status --json` as often as you like", 2)
+        from lmcache_mp.cli.watch import watch as watched
+
+        return watched(resolved.config, _seconds(watch))
     report = call(resolved.config, Status())
     if json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
-        from lmcache_mp.cli.screen import show
+        from lmcache_mp.cli.screen import console, page
 
-        show(report)
+        console().print(page(report))
     return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not SHORTEST_S <= seconds <= LONGEST_S:
+        raise Failure(
+            f"--watch {text!r}: expected a number of seconds from {SHORTEST_S:g} to {LONGEST_S:g}",
+            2,
+        )
+    return seconds

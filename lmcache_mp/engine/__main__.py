@@ -118,6 +118,8 @@ class Engine:
             *("--segment", facts.path),
             *("--l1-id", self._store.state.geometry.l1_id.hex()),
             *("--start", str(facts.populated_bytes)),
+            *("--log-level", self._config.log_level),
+            *("--log-format", self._config.log_format),
         ]
         return subprocess.Popen(command, env=process.child_environment(), stdin=subprocess.DEVNULL)
 

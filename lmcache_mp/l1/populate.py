@@ -16,6 +16,7 @@ import os
 
 import bus
 from lmcache_mp import process
+from lmcache_mp.logging import configure, init_logger
 from lmcache_mp.madvise import (
     MADV_HUGEPAGE,
     MADV_POPULATE_WRITE,
@@ -24,6 +25,8 @@ from lmcache_mp.madvise import (
     madvise,
 )
 from lmcache_mp.messages import Populated
+
+log = init_logger("lmcache_mp.l1.populate")
 
 STEP_BYTES = 64 << 20
 NICENESS = 5  # the engines that already work come first
@@ -36,27 +39,36 @@ def main() -> None:
     parser.add_argument("--segment", required=True)
     parser.add_argument("--l1-id", required=True)
     parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--log-level", default="info")
+    parser.add_argument("--log-format", default="text")
     options = parser.parse_args()
     process.die_with_parent()
+    configure(options.log_level, options.log_format, "populate")
     os.nice(NICENESS)
-    l1_id = bytes.fromhex(options.l1_id)
-    with bus.Client(options.bus) as client:
-        descriptor = os.open(options.segment, os.O_RDWR | os.O_CLOEXEC)
-        size = os.fstat(descriptor).st_size
-        done = options.start
-        with mmap.mmap(descriptor, size) as mapping:
-            address = address_of(mapping)
-            with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
-                madvise(address, size, MADV_HUGEPAGE)
-            while done < size:
-                length = min(STEP_BYTES, size - done)
-                try:
-                    _back(descriptor, address, done, length)
-                except OSError as fault:
-                    client.call(Populated(l1_id=l1_id, populated_bytes=done, error=_reason(fault)))
-                    return
-                done += length
-                client.call(Populated(l1_id=l1_id, populated_bytes=done))
+    try:
+        with bus.Client(options.bus) as client:
+            populate(client, options.segment, bytes.fromhex(options.l1_id), options.start)
+    except bus.BusError as fault:  # the engine is gone, and its successor has a helper of its own
+        log.info("stopped populating: %s", fault)
+
+
+def populate(client: bus.Client, segment: str, l1_id: bytes, done: int) -> None:
+    """Back the segment step by step, from `done` on, telling the engine after each."""
+    descriptor = os.open(segment, os.O_RDWR | os.O_CLOEXEC)
+    size = os.fstat(descriptor).st_size
+    with mmap.mmap(descriptor, size) as mapping:
+        address = address_of(mapping)
+        with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
+            madvise(address, size, MADV_HUGEPAGE)
+        while done < size:
+            length = min(STEP_BYTES, size - done)
+            try:
+                _back(descriptor, address, done, length)
+            except OSError as fault:
+                client.call(Populated(l1_id=l1_id, populated_bytes=done, error=_reason(fault)))
+                return
+            done += length
+            client.call(Populated(l1_id=l1_id, populated_bytes=done))
 
 
 def _back(descriptor: int, address: int, start: int, length: int) -> None:
