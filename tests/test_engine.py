@@ -148,6 +148,7 @@ def test_what_cannot_be_served_is_refused_with_what_to_change(
     assert refused.returncode == 2
     assert words in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert not engine.l1_files.state.exists()
 
 
 def test_l1_is_sized_from_what_is_free_unless_told(start_engine: Start) -> None:

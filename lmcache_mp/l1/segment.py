@@ -61,16 +61,8 @@ def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
         raise L1Unusable(
             f"L1 of {Size(l1_bytes)} is smaller than {Size(MIN_L1_BYTES)}: raise --l1-size"
         )
-    with _explained(files.state.parent):
-        descriptor = os.open(files.state, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _locked(files.state)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise L1Unusable(
-                f"{files.state} is in use by another engine: two servers on one machine need"
-                " different names (--name) or L1 directories (--l1-dir)"
-            ) from None
         reason = "not asked to adopt"
         if adopt:
             try:
@@ -83,8 +75,25 @@ def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
         mapping, state = _new(files, descriptor, l1_bytes)
         return L1Store(files, state, mapping, descriptor, False, "" if fresh else reason)
     except BaseException:
+        if os.fstat(descriptor).st_size == 0:  # of no use to anybody
+            files.state.unlink(missing_ok=True)
         os.close(descriptor)
         raise
+
+
+def _locked(path: Path) -> int:
+    """A descriptor of the state file, new or old, that only this engine has a lock on."""
+    with _explained(path.parent):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise L1Unusable(
+            f"{path} is in use by another engine: two servers on one machine need different names"
+            " (--name) or L1 directories (--l1-dir)"
+        ) from None
+    return descriptor
 
 
 def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
@@ -115,8 +124,8 @@ def _new(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
         free = room(directory)
         if l1_bytes > free.available_bytes:
             raise L1Unusable(
-                f"L1 of {Size(l1_bytes)} does not fit: {Size(free.available_bytes)} are left"
-                f" ({free.bound_by}): lower --l1-size, or choose a larger --l1-dir"
+                f"L1 of {Size(l1_bytes)} does not fit: {Size(free.available_bytes >> 20 << 20)}"
+                f" are left ({free.bound_by}): lower --l1-size, or choose a larger --l1-dir"
             )
         segment = os.open(files.segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
