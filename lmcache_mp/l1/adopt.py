@@ -199,6 +199,7 @@ def _apply(l1: L1, lease: Lease, records: dict[Slot, SlotRecord]) -> None:
 def _fill(l1: L1, slot: Slot, record: SlotRecord) -> None:
     entry = l1.namespaces.entries[record.namespace_id]
     slot.key, slot.tenant, slot.namespace = record.key, record.tenant, entry
+    slot.protected_until_s = 0.0
     if record.ready:
         slot.state, slot.index, slot.committed = READY, entry.ready, entry.all_shards
     else:

@@ -228,10 +228,9 @@ class Allocator:
         """Evict all of a slab's chunks and take its pages back."""
         size_class = slab.size_class
         held = [slot for slot in slab.slots if slot.state != FREE]
+        size_class.order.remove([slot for slot in held if slot.state == READY])
         for slot in held:
-            if slot.state == READY:
-                size_class.order.remove(slot)
-            else:
+            if slot.state != READY:
                 self.written_again(slot)
         self._give_up(held)
         self.used_units -= len(held) * size_class.slot_units

@@ -6,8 +6,8 @@ next turn needs.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from typing_extensions import override
@@ -16,13 +16,16 @@ from lmcache_mp.l1.slot import Slot
 
 
 class EvictionOrder(Protocol):
-    """The slots of one size class that may be evicted at all: READY and unleased."""
+    """The slots of one size class that may be evicted at all: READY and unleased.
 
-    def add(self, slots: Iterable[Slot]) -> None:
+    `Slot.mark` is an order's own; 0 in a slot that stands in none.
+    """
+
+    def add(self, slots: Sequence[Slot]) -> None:
         """These were used just now, the last one last, and nobody leases them any more."""
 
-    def remove(self, slot: Slot) -> None:
-        """A slot is leased, or its chunk is gone. It must be in the order."""
+    def remove(self, slots: Sequence[Slot]) -> None:
+        """These are leased, or their chunks are gone. They must be in the order."""
 
     def victims(self, count: int) -> list[Slot]:
         """Take out the slots to evict next, as many as there are up to `count`."""
@@ -35,34 +38,76 @@ class EvictionOrder(Protocol):
 class Lru(EvictionOrder):
     """Least recently used first.
 
-    The tier adds a prompt's slots last to first, so that its head stays youngest: a prefix without
-    its tail is worth something, a tail without its prefix nothing.
+    Slots come and go by the prompt, so the order is one of batches: a slot's mark says in which
+    batch it counts, and where it stands in an older one it is passed over. Taking a slot out is
+    thereby one store to memory that the caller has just touched, where a linked list would touch
+    its neighbours; what is passed over is swept a little with every addition.
     """
 
     def __init__(self) -> None:
-        self._slots: OrderedDict[Slot, None] = OrderedDict()
+        self._swept: deque[tuple[int, list[Slot]]] = deque()
+        self._unswept: deque[tuple[int, list[Slot]]] = deque()
+        """Batches and their marks, oldest first; all of them younger than the swept ones. A
+        batch's slots stand youngest first."""
+        self._entries = 0
+        """Slots in all batches, also those that are passed over."""
+        self._marks = 0
+        self._length = 0
 
     @override
-    def add(self, slots: Iterable[Slot]) -> None:
-        self._slots.update(dict.fromkeys(slots))
+    def add(self, slots: Sequence[Slot]) -> None:
+        self._marks += 1
+        mark = self._marks
+        for slot in slots:
+            slot.mark = mark
+        self._unswept.append((mark, list(reversed(slots))))
+        self._entries += len(slots)
+        self._length += len(slots)
+        if self._entries > 2 * self._length + 1024:
+            self._sweep(4 * len(slots))
 
     @override
-    def remove(self, slot: Slot) -> None:
-        del self._slots[slot]
+    def remove(self, slots: Sequence[Slot]) -> None:
+        for slot in slots:
+            slot.mark = 0
+        self._length -= len(slots)
 
     @override
     def victims(self, count: int) -> list[Slot]:
-        pop = self._slots.popitem
-        return [pop(last=False)[0] for _ in range(min(count, len(self._slots)))]
+        victims: list[Slot] = []
+        while len(victims) < count and (batches := self._swept or self._unswept):
+            mark, slots = batches[0]
+            while slots and len(victims) < count:
+                slot = slots.pop()
+                self._entries -= 1
+                if slot.mark == mark:
+                    slot.mark = 0
+                    victims.append(slot)
+            if not slots:
+                batches.popleft()
+        self._length -= len(victims)
+        return victims
 
     @override
     def __contains__(self, slot: Slot) -> bool:
-        return slot in self._slots
+        return slot.mark != 0
 
     @override
     def __len__(self) -> int:
-        return len(self._slots)
+        return self._length
+
+    def _sweep(self, entries: int) -> None:
+        """Forget what is passed over, in about so many entries."""
+        while entries > 0:
+            if not self._unswept:
+                self._swept, self._unswept = self._unswept, self._swept
+            mark, slots = self._unswept.popleft()
+            live = [slot for slot in slots if slot.mark == mark]
+            if live:
+                self._swept.append((mark, live))
+            self._entries -= len(slots) - len(live)
+            entries -= len(slots)
 
 
-ORDERS: dict[str, type[Lru]] = {"lru": Lru}
+ORDERS: dict[str, Callable[[], EvictionOrder]] = {"lru": Lru}
 """By the name that `--eviction-policy` takes."""

@@ -140,10 +140,9 @@ class Reservations:
         now_s: float,
     ) -> list[Slot]:
         """New slots, for as many of the missing keys as there is room."""
-        order = entry.size_class.order
         idle = [slot for slot in dict.fromkeys(reversed(here)) if not slot.users]
+        entry.size_class.order.remove(idle)
         for slot in idle:
-            order.remove(slot)
             slot.users = 1
         slots = self._allocator.allocate(entry.size_class, len(missing), now_s)
         for slot in idle:
@@ -157,6 +156,7 @@ class Reservations:
             slot.tenant = tenant
             slot.index = incomplete
             slot.writers = bit
+            slot.protected_until_s = 0.0
         incomplete.update(zip(missing, slots, strict=False))
         several = entry.namespace.num_shards > 1
         self._state.put_slots(slots, entry.id, entry.generation, tenant, shards=several)

@@ -44,6 +44,7 @@ class Slot:
         "committed",
         "index",
         "key",
+        "mark",
         "namespace",
         "protected_until_s",
         "record",
@@ -56,6 +57,9 @@ class Slot:
 
     key: bytes
     namespace: NamespaceEntry
+    tenant: bytes
+    protected_until_s: float
+    """Until when an INCOMPLETE chunk that nobody writes waits for its other ranks."""
 
     def __init__(self, slab: Slab, address: int, record: int) -> None:
         self.slab = slab
@@ -66,15 +70,14 @@ class Slot:
         self.state = FREE
         self.index = NOWHERE
         """The dict of its namespace that holds it; a cleared namespace has another by now."""
-        self.tenant = b""
+        self.mark = 0
+        """Of the eviction order that it stands in; 0 if it stands in none."""
         self.users = 0
         """Leases that keep it: reads, pins and holds."""
         self.writers = 0
         """Bit set of the shards that a living lease writes."""
         self.committed = 0
         """Bit set of the shards that are whole."""
-        self.protected_until_s = 0.0
-        """Until when an INCOMPLETE chunk that nobody writes waits for its other ranks."""
 
     def evictable(self, now_s: float) -> bool:
         """Whether the slot could be taken for another chunk (or is free anyway)."""

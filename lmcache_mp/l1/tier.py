@@ -75,11 +75,12 @@ class L1:
         self.ledger.require_room(owner, lease_id, len(slots))
         if not slots:
             return b""
-        order = entry.size_class.order
+        idle: list[Slot] = []
         for slot in slots:
             if not slot.users:
-                order.remove(slot)
+                idle.append(slot)
             slot.users += 1
+        entry.size_class.order.remove(idle)
         packed = array("I", [slot.address for slot in slots]).tobytes()
         self.ledger.grant(owner, lease_id, kind, slots, packed)
         if kind == LeaseKind.READ:
@@ -107,8 +108,7 @@ class L1:
         """Mark the longest prefix as just used; returns how many chunks."""
         slots = self._prefix(entry, keys)
         idle = [slot for slot in dict.fromkeys(reversed(slots)) if not slot.users]
-        for slot in idle:
-            entry.size_class.order.remove(slot)
+        entry.size_class.order.remove(idle)
         self.allocator.used_now(idle)
         return len(slots)
 
@@ -238,7 +238,7 @@ class L1:
     def _drop(self, slot: Slot) -> None:
         """A chunk that is in no index any more: free its slot, or doom it while it is leased."""
         if slot.state == READY and not slot.users:
-            slot.slab.size_class.order.remove(slot)
+            slot.slab.size_class.order.remove((slot,))
         elif slot.state == INCOMPLETE and not slot.writers:
             self.allocator.written_again(slot)
         self.state.clear_slot(slot.record)
