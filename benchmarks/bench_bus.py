@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.echo import FRAME, Ping, bus_call, calling, raw_call, raw_socket, serving
+from benchmarks.callers import calling, of_crowds
+from benchmarks.echo import FRAME, Ping, bus_call, raw_call, raw_socket, serving
 from benchmarks.harness import Figure, of_latencies, parser, pin, publish, take_turns
-from benchmarks.latency import Latency
 from bus import Client, PendingCall
 from bus.schema import Done
 
@@ -81,27 +81,12 @@ def four_clients(servers: Servers, rounds: int) -> Iterator[Figure]:
     """Rate and tail of four blocking client processes, all on all CPUs."""
     floor_s: list[float] = []
     subject_s: list[float] = []
+    seconds = str(FOUR_CLIENTS_S)
     for _ in range(rounds):
-        floor_s += calling("raw", servers.raw, 4, FOUR_CLIENTS_S)
-        subject_s += calling("bus", servers.bus, 4, FOUR_CLIENTS_S)
-    floor, subject = Latency.of(floor_s), Latency.of(subject_s)
-    yield Figure(
-        name="empty calls of 4 blocking clients",
-        unit="calls/s",
-        floor=round(len(floor_s) / rounds / FOUR_CLIENTS_S, 1),
-        subject=round(len(subject_s) / rounds / FOUR_CLIENTS_S, 1),
-        bar=">= 0.3",
-        floor_latency=floor,
-        subject_latency=subject,
-    )
-    assert floor.p99_ms is not None
-    assert subject.p99_ms is not None
-    yield Figure(
-        name="the same",
-        unit="us, p99",
-        floor=round(floor.p99_ms * 1000, 1),
-        subject=round(subject.p99_ms * 1000, 1),
-        bar="<= 5",
+        floor_s += calling(4, "benchmarks.echo", "call", "raw", servers.raw, seconds)
+        subject_s += calling(4, "benchmarks.echo", "call", "bus", servers.bus, seconds)
+    yield from of_crowds(
+        "empty calls of 4 blocking clients", rounds * FOUR_CLIENTS_S, floor_s, subject_s
     )
 
 

@@ -1,7 +1,7 @@
 """The smallest servers there are, one on raw pyzmq and one on the bus, and clients of both.
 
-python -m benchmarks.echo serve raw|bus ADDRESS                    says "ready", ends with its input
-python -m benchmarks.echo call raw|bus ADDRESS START_S SECONDS     says the seconds of each call
+python -m benchmarks.echo serve raw|bus ADDRESS            says "ready", ends with its input
+python -m benchmarks.echo call raw|bus ADDRESS SECONDS     a `benchmarks.callers` process
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
-import msgspec
 import zmq
 
+from benchmarks.callers import call_for
 from bus import Call, Client, Done, Request, Server, wire
 
 
@@ -97,37 +95,6 @@ def serving(kind: str, address: str) -> Iterator[int]:
             process.kill()
 
 
-def calling(kind: str, address: str, clients: int, seconds: float) -> list[float]:
-    """The seconds of every call that so many client processes make in a time."""
-    start_s = time.monotonic() + 1.0
-    call = [sys.executable, "-m", "benchmarks.echo", "call", kind, address]
-    command = [*call, repr(start_s), repr(seconds)]
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
-            for _ in range(clients)
-        ]
-        outputs = [process.communicate()[0] for process in processes]
-    return [taken_s for output in outputs for taken_s in msgspec.json.decode(output)]
-
-
-def call_for(kind: str, address: str, start_s: float, seconds: float) -> None:
-    """Make calls from `start_s` on, as many as fit into `seconds`."""
-    taken_s: list[float] = []
-    clock = time.monotonic
-    callers: dict[str, Any] = {"raw": raw_call, "bus": bus_call}
-    with callers[kind](address) as call:
-        call()
-        time.sleep(max(0.0, start_s - clock()))
-        began_s, end_s = clock(), start_s + seconds
-        while began_s < end_s:
-            call()
-            ended_s = clock()
-            taken_s.append(ended_s - began_s)
-            began_s = ended_s
-    sys.stdout.buffer.write(msgspec.json.encode(taken_s))
-
-
 def _ready() -> None:
     def end_with_input() -> None:
         sys.stdin.buffer.read()
@@ -138,8 +105,9 @@ def _ready() -> None:
 
 
 if __name__ == "__main__":
-    role, which, where, *times = sys.argv[1:]
+    role, which, where, *seconds = sys.argv[1:]
     if role == "serve":
         {"raw": serve_raw, "bus": serve_bus}[which](where)
     else:
-        call_for(which, where, float(times[0]), float(times[1]))
+        with {"raw": raw_call, "bus": bus_call}[which](where) as blocking_call:
+            call_for(blocking_call, float(seconds[0]))

@@ -7,9 +7,10 @@ subject take turns in one run, so that a noisy minute hits both, and a figure re
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     floor: float
     subject: float
     bar: str
-    """Where the ratio should be, for instance `<= 1.5`."""
+    """Where the ratio should be, for instance `<= 1.5`; or the subject, then with its unit."""
     floor_latency: Latency | None = None
     subject_latency: Latency | None = None
 
@@ -39,9 +40,10 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reached(self) -> bool:
-        """Whether the ratio is where it should be."""
-        relation, _, bound = self.bar.partition(" ")
-        return self.ratio <= float(bound) if relation == "<=" else self.ratio >= float(bound)
+        """Whether the ratio, or the subject, is where it should be."""
+        relation, bound, *unit = self.bar.split()
+        value = self.subject if unit else self.ratio
+        return value <= float(bound) if relation == "<=" else value >= float(bound)
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,17 +57,24 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take_turns(
-    floor: Callable[[], None], subject: Callable[[], None], *, rounds: int, calls: int
+    floor: Callable[[], None],
+    subject: Callable[[], None],
+    *,
+    rounds: int,
+    calls: int,
+    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[list[float], list[float]]:
-    """The seconds of each of `rounds * calls` calls of both; a further round warms up."""
-    _times(floor, calls)
-    _times(subject, calls)
+    """The seconds of each of `rounds * calls` calls of both; a further round warms up.
+
+    `prepare` runs before each round, unmeasured.
+    """
     floor_s: list[float] = []
     subject_s: list[float] = []
-    for _ in range(rounds):
+    for _ in range(1 + rounds):
+        prepare()
         floor_s += _times(floor, calls)
         subject_s += _times(subject, calls)
-    return floor_s, subject_s
+    return floor_s[calls:], subject_s[calls:]
 
 
 def _times(action: Callable[[], None], calls: int) -> list[float]:
@@ -103,21 +112,23 @@ def pin(pid: int, cpus: Iterable[int]) -> None:
         os.sched_setaffinity(int(thread), allowed)
 
 
+@contextlib.contextmanager
+def on_cpus(cpus: Iterable[int]) -> Iterator[None]:
+    """Run this process on these CPUs for a while; what it starts meanwhile inherits that."""
+    before = os.sched_getaffinity(0)
+    pin(0, cpus)
+    try:
+        yield
+    finally:
+        pin(0, before)
+
+
 def publish(benchmark: str, figures: Sequence[Figure], file: Path | None) -> None:
     """A table for people, a JSON line per figure for the rest."""
-    table = Table(title=benchmark, title_justify="left")
-    table.add_column("figure", min_width=max(len(figure.name) for figure in figures))
-    table.add_column("unit")
-    for column in ("floor", "subject", "ratio", "bar"):
-        table.add_column(column, justify="right")
-    for figure in figures:
-        mark = "" if figure.reached else " missed"
-        row = [f"{figure.floor:,.1f}", f"{figure.subject:,.1f}", f"{figure.ratio:.2f}"]
-        table.add_row(figure.name, figure.unit, *row, figure.bar + mark)
     console = Console()
     if not console.is_terminal:
-        console.width = 110
-    console.print(table)
+        console.width = 140
+    console.print(table_of(benchmark, figures))
     here = Circumstances.here()
     lines = [
         Line(
@@ -134,6 +145,19 @@ def publish(benchmark: str, figures: Sequence[Figure], file: Path | None) -> Non
     if file is not None:
         with open(file, "a") as output:
             output.write(text)
+
+
+def table_of(benchmark: str, figures: Sequence[Figure]) -> Table:
+    """A row per figure."""
+    table = Table(title=benchmark, title_justify="left")
+    table.add_column("figure", min_width=max(len(figure.name) for figure in figures))
+    for column in ("ours", "floor", "", "ratio", "bar", "met?"):
+        table.add_column(column, justify="left" if column in ("", "met?") else "right")
+    for figure in figures:
+        measured = [f"{figure.subject:,.1f}", f"{figure.floor:,.1f}", figure.unit]
+        met = "yes" if figure.reached else "[bold red]no[/]"
+        table.add_row(figure.name, *measured, f"{figure.ratio:.2f}", figure.bar, met)
+    return table
 
 
 def parser(description: str) -> argparse.ArgumentParser:

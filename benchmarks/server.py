@@ -26,17 +26,27 @@ class ServerFailed(Exception):
 
 @contextlib.contextmanager
 def own_server(l1_size: Size) -> Iterator[RunDir]:
-    """A server in a run directory of its own, on a free port; nothing of it is left behind."""
+    """A server in a run directory of its own, populated; nothing of it is left behind."""
+    with starting_server(l1_size) as (run_dir, process):
+        wait_until_populated(run_dir, process)
+        yield run_dir
+
+
+@contextlib.contextmanager
+def starting_server(
+    l1_size: Size, http_port: int = 0
+) -> Iterator[tuple[RunDir, subprocess.Popen[bytes]]]:
+    """The same from the moment that its process is there; port 0 is any free one."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="kv-") as directory:
         run_dir = RunDir(Path(directory) / "run")
         where = ["--name", name, "--run-dir", str(run_dir.path)]
-        command = _lmcache_mp("serve", *where, "--l1-size", str(l1_size))
-        command += ["--no-keep-l1", "--http-port", "0", "--log-level", "warning"]
-        process = subprocess.Popen(command)
+        command = _lmcache_mp("serve", *where, "--l1-size", str(l1_size), "--no-keep-l1")
+        process = subprocess.Popen(
+            [*command, "--http-port", str(http_port), "--log-level", "warning"]
+        )
         try:
-            wait_until_populated(run_dir, process)
-            yield run_dir
+            yield run_dir, process
         finally:
             code = _stop(process)
             if code:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from lmcache_mp.client.mapping import Mapping
+from lmcache_mp.messages import SLOT_UNIT_BYTES
 
 
 @dataclass(slots=True)
@@ -27,21 +27,26 @@ class Slots:
     def __len__(self) -> int:
         return len(self.addresses)
 
-    def view(self, position: int) -> memoryview:
-        """The bytes of one slot, until `end_views`."""
-        assert self.mapping is not None
-        view = self.mapping.slot(self.addresses[position], self.shard_offset, self.shard_bytes)
-        if not self.writable:
-            view = view.toreadonly()
-        self._views.append(view)
-        return view
+    def views(self) -> Iterator[tuple[int, memoryview]]:
+        """`(index, bytes of this shard)` of each slot in turn, until `end_views`."""
+        if self.mapping is None:
+            return
+        whole = self.mapping.writable if self.writable else self.mapping.readable
+        for index, address in zip(self.indices, self.addresses, strict=True):
+            start = address * SLOT_UNIT_BYTES + self.shard_offset
+            view = whole[start : start + self.shard_bytes]
+            self._views.append(view)
+            yield index, view
 
     def end_views(self) -> None:
         """Take the views back. (An array made of one lives on; it must not be used any more.)"""
-        for view in self._views:
-            with contextlib.suppress(BufferError):
-                view.release()
-        self._views.clear()
+        views = self._views
+        while views:
+            try:
+                while views:
+                    views.pop().release()
+            except BufferError:
+                continue
 
 
 class StoreBatch:
@@ -82,10 +87,9 @@ class StoreBatch:
 
         What is handed out is committed, what is not is aborted.
         """
-        for position in range(len(self._slots)):
-            view = self._slots.view(position)
+        for position, slot in enumerate(self._slots.views()):
             self._handed_out[position] = None
-            yield self._slots.indices[position], view
+            yield slot
 
     def commit(self) -> int:
         """Publish what was handed out; returns how many chunks were taken. Once."""
@@ -138,8 +142,7 @@ class RetrieveHit:
 
     def slots(self) -> Iterator[tuple[int, memoryview]]:
         """`(index into the keys, read-only view of shard_bytes)`."""
-        for position in range(len(self._slots)):
-            yield position, self._slots.view(position)
+        return self._slots.views()
 
     def release(self) -> None:
         """Reading has ended. Once."""

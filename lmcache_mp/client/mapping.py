@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import bus
 from lmcache_mp.madvise import MADV_DONTFORK, MADV_POPULATE_WRITE, address_of, madvise
-from lmcache_mp.messages import SLOT_UNIT_BYTES, Segment
+from lmcache_mp.messages import Segment
 
 STEP_BYTES = 64 << 20
 ASK_AGAIN_S = 0.5
@@ -31,7 +31,9 @@ class Mapping:
             self._mmap = mmap.mmap(descriptor, segment.size_bytes)
         finally:
             os.close(descriptor)
-        self._view = memoryview(self._mmap)
+        self.writable = memoryview(self._mmap)
+        """All of it; a slot begins at its address times `SLOT_UNIT_BYTES`."""
+        self.readable = self.writable.toreadonly()
         self._address = address_of(self._mmap)
         madvise(self._address, segment.size_bytes, MADV_DONTFORK)
         self._closing = threading.Event()
@@ -39,11 +41,6 @@ class Mapping:
             target=self._populate, args=(segment, ask), name="lmcache-mp populate", daemon=True
         )
         self._populator.start()
-
-    def slot(self, address: int, shard_offset: int, length: int) -> memoryview:
-        """A shard of a slot; `address` in `SLOT_UNIT_BYTES`, the rest in bytes."""
-        start = address * SLOT_UNIT_BYTES + shard_offset
-        return self._view[start : start + length]
 
     def retire(self) -> None:
         """Stop populating. It is unmapped when the last slot that is still held lets go of it."""
@@ -54,7 +51,8 @@ class Mapping:
         """Unmap, or leave that to the last view that is still in use."""
         self.retire()
         with contextlib.suppress(BufferError):
-            self._view.release()
+            self.readable.release()
+            self.writable.release()
             self._mmap.close()
 
     def _populate(self, segment: Segment, ask: Callable[[], Segment]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from lmcache_mp import namespace as namespaces
 from lmcache_mp.errors import ChunkTooLarge, LimitReached, NamespaceConflict, NotRegistered
@@ -32,6 +33,10 @@ class NamespaceEntry:
 
     def __post_init__(self) -> None:
         self.all_shards = (1 << self.namespace.num_shards) - 1
+
+    def prefix(self, names: tuple[bytes, ...]) -> list[Slot]:
+        """The slots of the keys, from the first on, that are here."""
+        return [slot for slot in takewhile(bool, map(self.ready.get, names)) if slot is not None]
 
 
 @dataclass(slots=True)

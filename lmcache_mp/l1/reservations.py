@@ -116,9 +116,9 @@ class Reservations:
         if is_new and len(missing) == len(names):
             return missing, [], {}
         missing = {}
-        here: list[Slot] = []
+        here = entry.prefix(names)
         joined: dict[int, Slot] = {}
-        for index, key in enumerate(names):
+        for index, key in enumerate(names[len(here) :], len(here)):
             if (slot := ready.get(key)) is not None:
                 here.append(slot)
             elif (slot := incomplete.get(key)) is None:

@@ -71,7 +71,7 @@ class L1:
 
         Where nothing is here there is no lease to end.
         """
-        slots = self._prefix(entry, keys)
+        slots = entry.prefix(_split(keys))
         self.ledger.require_room(owner, lease_id, len(slots))
         if not slots:
             return b""
@@ -106,7 +106,7 @@ class L1:
 
     def touch(self, entry: NamespaceEntry, keys: bytes) -> int:
         """Mark the longest prefix as just used; returns how many chunks."""
-        slots = self._prefix(entry, keys)
+        slots = entry.prefix(_split(keys))
         idle = [slot for slot in dict.fromkeys(reversed(slots)) if not slot.users]
         entry.size_class.order.remove(idle)
         self.allocator.used_now(idle)
@@ -197,9 +197,6 @@ class L1:
     def _count_lookup(self, asked: int, found: int) -> None:
         self.counters.lookup_chunks += asked
         self.counters.hit_chunks += found
-
-    def _prefix(self, entry: NamespaceEntry, keys: bytes) -> list[Slot]:
-        return list(takewhile(bool, map(entry.ready.get, _split(keys))))  # type: ignore[arg-type]
 
     def _end(self, owner: Owner, lease: Lease) -> None:
         if lease.kind == LeaseKind.WRITE:
