@@ -39,6 +39,7 @@ STATUS: dict[type[bus.BusError], int] = {
     bus.HandlerFailed: 500,
     bus.WrongThread: 500,
     bus.UnknownMessage: 501,
+    bus.BadAnswer: 502,
     bus.WrongVersion: 502,
     bus.CallError: 502,  # a code that this process does not know
     bus.BusError: 500,
