@@ -11,10 +11,15 @@ import fcntl
 import os
 import secrets
 import struct
+import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
 CLIENT_ID_BYTES = 16
+
+DRAFT_S = 10.0
+"""How old a file that is not published yet must be to be taken for a dead client's."""
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock of fcntl(2), 64-bit
 _WHOLE_FILE = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
@@ -65,21 +70,27 @@ def is_locked(descriptor: int) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
-def living_clients(clients: Path) -> set[bytes]:
-    """The ids of all clients that live. The files of the others are removed."""
+def living_clients(clients: Path, besides: Container[bytes] = ()) -> set[bytes]:
+    """The ids of all clients that live, `besides` these. The files of the dead are removed."""
     living: set[bytes] = set()
     for path in clients.iterdir():
         try:
+            client_id = bytes.fromhex(path.name.removeprefix("."))
+            if client_id in besides or _is_draft(path):
+                continue
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        except (ValueError, OSError):  # not a client's, or gone
             continue
         try:
-            if not is_locked(descriptor):
+            if is_locked(descriptor):
+                living.add(client_id)
+            else:
                 path.unlink(missing_ok=True)
-            elif len(path.name) == 2 * CLIENT_ID_BYTES:
-                living.add(bytes.fromhex(path.name))
-        except ValueError:  # not a name that a client has
-            continue
         finally:
             os.close(descriptor)
     return living
+
+
+def _is_draft(path: Path) -> bool:
+    """Whether a client may just be about to lock and publish the file."""
+    return path.name.startswith(".") and time.time() - path.stat().st_mtime < DRAFT_S

@@ -11,7 +11,7 @@ from bus import Call
 from lmcache_mp.errors import LeaseRefused, LimitReached
 from lmcache_mp.l1.lease import Owner
 from lmcache_mp.l1.tier import L1
-from lmcache_mp.liveness import CLIENT_ID_BYTES, is_locked, open_lifeline
+from lmcache_mp.liveness import CLIENT_ID_BYTES, is_locked, living_clients, open_lifeline
 from lmcache_mp.logging import init_logger
 from lmcache_mp.messages import Hello
 from lmcache_mp.rundir import RunDir, boot_id
@@ -116,6 +116,10 @@ class Clients:
                 log.info("client gone who=%s pid=%d leases=%d", client.who, client.pid, leases)
                 self._l1.owner_died(client.owner, now_s)
                 self._forget(client)
+
+    def sweep(self, now_s: float) -> None:
+        """Remove the files of clients that died before they said hello."""
+        living_clients(self._run_dir.clients, besides=self.by_id)
 
     def _open(self, client_id: bytes) -> int | None:
         return open_lifeline(self._run_dir.clients, client_id)

@@ -20,6 +20,7 @@ from lmcache_mp.logging import init_logger
 log = init_logger(__name__)
 
 LIVENESS_EVERY_S = 0.2
+SWEEP_EVERY_S = 2.0
 TICK_EVERY_S = 0.05
 
 
@@ -58,6 +59,7 @@ class Service:
         server.on(m.Drain, self.drain)
         server.on_notice(m.Release, self.release)
         server.every(LIVENESS_EVERY_S, clients.bury_the_dead)
+        server.every(SWEEP_EVERY_S, clients.sweep)
         server.every(TICK_EVERY_S, l1.tick)
 
     # --- sessions ---

@@ -590,3 +590,10 @@ def test_a_client_touches_only_what_the_server_has_populated(engine: EngineProce
     wait_until(lambda: engine.l1_files.segment.stat().st_blocks * 512 == 4 << 20)
     mapping.close()
     assert engine.l1_files.segment.stat().st_blocks * 512 == 4 << 20
+
+
+def test_the_file_of_a_client_that_died_before_its_hello_is_removed(engine: EngineProcess) -> None:
+    LifeLine.create(engine.run_dir.clients).close()
+    with engine.client() as cache:
+        wait_until(lambda: len(list(engine.run_dir.clients.iterdir())) == 1)
+        assert fill(cache, cache.chunk_keys(prompt(0, 1))) == 1
