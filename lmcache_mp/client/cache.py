@@ -46,17 +46,17 @@ _WORTH_A_NEW_CONNECTION = (bus.Unavailable, bus.StaleEpoch, LeaseRefused, NotReg
 
 
 class CacheClient:
-    """Use from any thread; a forked child must make its own."""
+    """Made by `connect`. Use from any thread; a forked child must make its own."""
 
     def __init__(
         self,
         address: str,
         namespace: Namespace,
         *,
-        shard: int = 0,
-        fail_open: bool = True,
-        timeout_s: float = 2.0,
-        who: str = "client",
+        shard: int,
+        fail_open: bool,
+        timeout_s: float,
+        who: str,
     ) -> None:
         self.namespace = namespaces.validated(namespace)
         if not 0 <= shard < namespace.num_shards:
