@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
 
 import bus
 from benchmarks.chaos_account import Account
@@ -14,12 +17,15 @@ from benchmarks.chaos_prompts import NAMESPACES, SHARD_BYTES, all_prompts
 from benchmarks.chaos_server import ChaosServer
 from benchmarks.chaos_work import Rank
 from benchmarks.chunk_bytes import ChunkBytes
+from benchmarks.hot_path.processes import private_mb
 from benchmarks.server import status
 from lmcache_mp.messages import Check, StatusReport
 
 QUIET_TIMEOUT_S = 10.0
 FEW_DESCRIPTORS = 2
 """A descriptor more or less says nothing."""
+MUCH_MEMORY_MB = 32.0
+"""So much more than a new engine, one that worked for a while has not."""
 
 
 def audit(address: str, account: Account, chunk_bytes: ChunkBytes) -> None:
@@ -72,10 +78,54 @@ def broken_invariants(server: ChaosServer) -> list[str]:
         return client.call(Check(), 30.0).faults
 
 
-def grown_descriptors(server: ChaosServer, old: list[str], new: list[str]) -> list[str]:
-    """What an old engine has open and one that has just started has not, both of them quiet."""
-    clients = str(server.run_dir.clients)
-    found = [f"the engine has open: {name}" for name in old if name.startswith(clients)]
-    if len(old) > len(new) + FEW_DESCRIPTORS:
-        found.append(f"the engine has {len(old)} descriptors open, a new one {len(new)}")
-    return found
+class Growth(msgspec.Struct, frozen=True, kw_only=True):
+    """What an old engine has and one that has just started has not, both of them quiet."""
+
+    descriptors: int
+    memory_mb: float
+    """Of its own; mapped files of L1 are not counted."""
+
+    @classmethod
+    def between(cls, old: EngineState, new: EngineState) -> Growth:
+        """From the one to the other."""
+        return cls(
+            descriptors=len(old.descriptors) - len(new.descriptors),
+            memory_mb=round(old.memory_mb - new.memory_mb, 1),
+        )
+
+    def leaks(self) -> list[str]:
+        """What of it is too much."""
+        found = []
+        if self.descriptors > FEW_DESCRIPTORS:
+            found.append(f"the engine has {self.descriptors} more descriptors open than a new one")
+        if self.memory_mb > MUCH_MEMORY_MB:
+            found.append(f"the engine has {self.memory_mb} MB more memory than a new one")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What an engine process has at some moment."""
+
+    descriptors: list[str]
+    memory_mb: float
+
+    @classmethod
+    def of(cls, server: ChaosServer, pid: int) -> EngineState:
+        """Now."""
+        return cls(server.descriptors(pid), private_mb(pid))
+
+    def watched(self, server: ChaosServer) -> list[str]:
+        """Leaks: descriptors of clients' files, where there are no clients."""
+        clients = str(server.run_dir.clients)
+        return [f"the engine has open: {name}" for name in self.descriptors if clients in name]
+
+
+def settled_growth(server: ChaosServer, old: EngineState, pid: int) -> Growth:
+    """Beside a new engine's state once the server's other processes have found it."""
+    deadline_s = time.monotonic() + QUIET_TIMEOUT_S
+    while True:
+        growth = Growth.between(old, EngineState.of(server, pid))
+        if not growth.leaks() or time.monotonic() > deadline_s:
+            return growth
+        time.sleep(0.1)

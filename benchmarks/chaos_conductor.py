@@ -24,6 +24,7 @@ from lmcache_mp.messages import Clear, RegisterNamespace
 TICK_S = 0.005
 SERVING_TIMEOUT_S = 30.0
 PEER_TIMEOUT_S = 20.0
+MAX_PEERS = 6
 
 
 class Conductor:
@@ -33,6 +34,8 @@ class Conductor:
         self.events: Counter[Kind] = Counter()
         self.faults: list[str] = []
         self.engine_back_s: list[float] = []
+        self.server_back_s: list[float] = []
+        """From the supervisor's end to the first answer of its successor's engine."""
         self._server = server
         self._crew = crew
         self._watch = watch
@@ -41,6 +44,10 @@ class Conductor:
         self._killed: dict[int, float] = {}
         """When, by pid."""
         self._away_since_s: float | None = None
+        self._leaving: signal.Signals | None = None
+        """What the supervisor ends of, to be started again when it has."""
+        self._server_ended = False
+        """Whether what is away is the whole server."""
         self._stopped: tuple[int, float] | None = None
         """The engine's pid, and until when."""
         self._peers: list[subprocess.Popen[bytes]] = []
@@ -81,10 +88,29 @@ class Conductor:
         """Look for every promised chunk, now."""
         self._audit(self._server.run_dir.bus_address, self._account)
 
+    def starve(self, deaths: int) -> None:
+        """Before L1 has memory: have so many clients die while their stores wait for it."""
+        populator = self._server.starve()
+        if populator is None:
+            self.faults.append("the process that populates L1 was not seen")
+            return
+        kind = Kind.CLIENT_DIES_WAITING
+        for seed in range(deaths):
+            self._misbehave(Event(at_s=0.0, kind=kind, client=0, for_s=0.0, seed=seed))
+        for peer in self._peers:
+            self.events[kind] += peer.wait(PEER_TIMEOUT_S) == -signal.SIGKILL
+        self._peers.clear()
+        self._server.signal(populator, signal.SIGCONT)
+
     def kill_engine(self) -> bool:
         """kill -9; whether there was one."""
         pid = self._server.pid_of(ENGINE)
-        if pid is None or pid in self._killed or not self._server.signal(pid, signal.SIGKILL):
+        if (
+            self._leaving is not None
+            or pid is None
+            or pid in self._killed
+            or not self._server.signal(pid, signal.SIGKILL)
+        ):
             return False
         self._killed[pid] = time.monotonic()
         self._away_since_s = self._killed[pid]
@@ -94,8 +120,7 @@ class Conductor:
 
     def close(self) -> None:
         """End whatever was started."""
-        if self._stopped is not None:
-            self._server.signal(self._stopped[0], signal.SIGCONT)
+        self._resume_engine()
         for peer in self._peers:
             peer.kill()
             peer.wait()
@@ -116,6 +141,10 @@ class Conductor:
             happened = self.kill_engine()
         elif event.kind == Kind.ENGINE_STOPPED:
             happened = self._stop_engine(event.for_s)
+        elif event.kind == Kind.SUPERVISOR_KILLED:
+            happened = self._end_server(signal.SIGKILL)
+        elif event.kind == Kind.SERVER_UPGRADED:
+            happened = self._end_server(signal.SIGTERM)
         elif event.kind == Kind.HTTP_KILLED:
             pid = self._server.pid_of(HTTP)
             happened = pid is not None and self._server.signal(pid, signal.SIGKILL)
@@ -126,15 +155,14 @@ class Conductor:
 
     def _look_after(self, now_s: float) -> None:
         if self._stopped is not None and now_s >= self._stopped[1]:
-            self._server.signal(self._stopped[0], signal.SIGCONT)
-            self._stopped = None
+            self._resume_engine()
         for death in self._crew.look_after(now_s):
             self.events[death.kind] += 1
             self._watch.bury(death)
         self._notice_return()
         self._peers = [peer for peer in self._peers if not self._has_ended(peer)]
         if self._server.process.poll() is not None:
-            raise ServerFailed(f"the supervisor ended with {self._server.process.returncode}")
+            self._start_again(self._server.process.returncode)
 
     def _notice_return(self) -> None:
         if self._away_since_s is None:
@@ -143,10 +171,38 @@ class Conductor:
             at_s for pid, at_s in self._watch.seen.served_since.items() if pid not in self._killed
         }
         back = [at_s for at_s in served if at_s > self._away_since_s]
-        if back:
-            self.engine_back_s.append(min(back) - self._away_since_s)
+        if back and self._leaving is None:
+            times = self.server_back_s if self._server_ended else self.engine_back_s
+            times.append(min(back) - self._away_since_s)
             self._away_since_s = None
+            self._server_ended = False
             self._pending.append(self._asides.submit(self.audit))
+
+    def _end_server(self, number: signal.Signals) -> bool:
+        """Have the supervisor end; `_look_after` starts another when it has."""
+        if self._leaving is not None or self._away_since_s is not None:
+            return False
+        self._resume_engine()
+        if (engine := self._server.pid_of(ENGINE)) is not None:
+            self._killed[engine] = time.monotonic()
+        self._leaving, self._server_ended = number, True
+        self._away_since_s = time.monotonic()
+        self._watch.disturbed()
+        self._server.process.send_signal(number)
+        return True
+
+    def _start_again(self, code: int) -> None:
+        if self._leaving is None:
+            raise ServerFailed(f"the supervisor ended with {code}")
+        if code != (0 if self._leaving == signal.SIGTERM else -self._leaving):
+            self.faults.append(f"told to stop, the supervisor ended with {code}")
+        self._leaving = None
+        self._server.start()
+
+    def _resume_engine(self) -> None:
+        if self._stopped is not None:
+            self._server.signal(self._stopped[0], signal.SIGCONT)
+            self._stopped = None
 
     def _stop_engine(self, for_s: float) -> bool:
         pid = self._server.pid_of(ENGINE)
@@ -157,9 +213,12 @@ class Conductor:
         return self._server.signal(pid, signal.SIGSTOP)
 
     def _misbehave(self, event: Event) -> bool:
+        if len(self._peers) >= MAX_PEERS:  # the machine is slow: they are not to be its whole load
+            return False
         command = [sys.executable, "-m", "benchmarks.chaos_peers", event.kind]
-        where = [str(self._server.run_dir.path), str(event.seed), str(event.for_s)]
-        self._peers.append(subprocess.Popen([*command, *where]))
+        where = [str(self._server.run_dir.path), self._server.tcp]
+        how = [str(event.seed), str(event.for_s)]
+        self._peers.append(subprocess.Popen([*command, *where, *how]))
         return True
 
     def _has_ended(self, peer: subprocess.Popen[bytes]) -> bool:

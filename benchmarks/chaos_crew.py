@@ -53,13 +53,17 @@ class Death:
 class Crew:
     """So many clients at any time. For one thread, apart from those that read what they say."""
 
-    def __init__(self, address: str, size: int, seed: int, account: Account) -> None:
+    def __init__(self, address: str, seed: int, account: Account) -> None:
         self.faults: list[str] = []
         self._address = address
         self._account = account
         self._rng = random.Random(seed)
         self._started = 0
-        self.members = [self._start() for _ in range(size)]
+        self.members: list[Member] = []
+
+    def join(self, size: int) -> None:
+        """So many begin to work."""
+        self.members += [self._start() for _ in range(size)]
 
     def kill(self, index: int) -> None:
         """kill -9, wherever it is."""

@@ -1,13 +1,15 @@
-"""Peers of the bus that misbehave for a moment: over the server's own ipc socket, and bounded.
+"""Peers of the bus that misbehave for a moment: over its ipc socket and loopback, and bounded.
 
-python -m benchmarks.chaos_peers KIND RUN_DIR SEED SECONDS
+python -m benchmarks.chaos_peers KIND RUN_DIR TCP SEED SECONDS
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -22,6 +24,7 @@ from benchmarks.chaos_plan import Kind
 from benchmarks.chaos_prompts import NAMESPACES, PROMPTS, prompt_keys
 from bus import wire
 from bus.dealer import DEALER_OPTIONS
+from lmcache_mp.client import CacheClient
 from lmcache_mp.liveness import LifeLine
 from lmcache_mp.messages import (
     CommitStore,
@@ -37,14 +40,14 @@ from lmcache_mp.rundir import RunDir, boot_id
 MAX_MESSAGES = 20_000
 MAX_CONNECTIONS = 300
 OVERSIZED_BYTES = wire.MAX_MESSAGE_BYTES + 1
-UNIX_PREFIX = "ipc://"
 
 
 class Peer:
     """One misbehaving peer: where it connects, and until when."""
 
-    def __init__(self, run_dir: RunDir, seed: int, seconds: float) -> None:
+    def __init__(self, run_dir: RunDir, tcp: str, seed: int, seconds: float) -> None:
         self.run_dir = run_dir
+        self.tcp = tcp
         self.rng = random.Random(seed)
         self._end_s = time.monotonic() + seconds
 
@@ -55,6 +58,10 @@ class Peer:
                 return
             yield number
 
+    def address(self) -> str:
+        """One of the two that the bus has."""
+        return self.rng.choice([self.run_dir.bus_address, self.tcp])
+
     @contextlib.contextmanager
     def dealer(self) -> Iterator[zmq.Socket[Any]]:
         """A bare socket that is connected, or will be."""
@@ -62,7 +69,7 @@ class Peer:
         for option, value in DEALER_OPTIONS:
             dealer.setsockopt(option, value)
         dealer.setsockopt(zmq.SNDTIMEO, 50)
-        dealer.connect(self.run_dir.bus_address)
+        dealer.connect(self.address())
         try:
             yield dealer
         finally:
@@ -110,9 +117,12 @@ def garbage(peer: Peer) -> None:
 
 
 def _raw_bytes(peer: Peer) -> None:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as raw:
+    scheme, _, where = peer.address().partition("://")
+    family = socket.AF_UNIX if scheme == "ipc" else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family) as raw:
         raw.settimeout(0.05)
-        raw.connect(peer.run_dir.bus_address.removeprefix(UNIX_PREFIX))
+        host, _, port = where.rpartition(":")
+        raw.connect(where if scheme == "ipc" else (host, int(port)))
         greeting = b"\xff" + bytes(8) + b"\x7f" + bytes([3, peer.rng.randrange(2)]) + b"NULL"
         raw.sendall(peer.rng.choice([b"", greeting.ljust(64, b"\0")]) + peer.rng.randbytes(5000))
         time.sleep(0.005)
@@ -173,19 +183,45 @@ def stale(peer: Peer) -> None:
     line.close()
 
 
+def remote(peer: Peer) -> None:
+    """Look up over tcp, as a client that shares no run directory: it must get no bytes."""
+    place = peer.rng.randrange(len(NAMESPACES))
+    with CacheClient.connect(peer.tcp, NAMESPACES[place], timeout_s=1.0, who="remote") as cache:
+        for _ in peer.rounds(MAX_MESSAGES):
+            keys = prompt_keys(place, peer.rng.randrange(PROMPTS[place]))
+            cache.lookup(keys, hold_s=1.0)
+            if len(cache.begin_store(keys)) or cache.begin_retrieve(keys).chunks:
+                raise AssertionError("a client that cannot prove its life was given bytes")
+
+
+def waiting(peer: Peer) -> None:
+    """Have a store wait for an answer, and die of kill -9."""
+    _, hello = peer.hello()
+    client = bus.Client(peer.run_dir.bus_address)
+    client.call(hello)
+    space = client.call(RegisterNamespace(namespace=NAMESPACES[0])).namespace_id
+    keys = prompt_keys(0, peer.rng.randrange(PROMPTS[0])).buffer
+    client.start(PrepareStore(space, keys))
+    client.call(Status())  # answered after the engine has seen the store
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 KINDS: dict[Kind, Callable[[Peer], None]] = {
     Kind.PEER_GARBAGE: garbage,
     Kind.PEER_MUTE: mute,
     Kind.PEER_VANISHES: vanishing,
     Kind.PEER_STALE: stale,
+    Kind.PEER_TCP: remote,
+    Kind.CLIENT_DIES_WAITING: waiting,
 }
 
 
 def main() -> int:
     """The process; its exit code."""
-    kind, run_dir, seed, seconds = sys.argv[1:]
+    kind, run_dir, tcp, seed, seconds = sys.argv[1:]
+    logging.getLogger("lmcache_mp").setLevel(logging.CRITICAL)  # what fails open is no news
     with contextlib.suppress(bus.BusError):
-        KINDS[Kind(kind)](Peer(RunDir(Path(run_dir)), int(seed), float(seconds)))
+        KINDS[Kind(kind)](Peer(RunDir(Path(run_dir)), tcp, int(seed), float(seconds)))
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Iterator
+from itertools import cycle
 
 import msgspec
 
@@ -20,16 +21,20 @@ class Kind(enum.StrEnum):
     ENGINE_KILLED = "engine killed"
     ENGINE_STOPPED = "engine stopped"
     HTTP_KILLED = "http killed"
+    SUPERVISOR_KILLED = "supervisor killed and started again"
+    SERVER_UPGRADED = "server stopped and started again with its L1"
     CLIENT_KILLED = "client killed anywhere"
     CLIENT_DIES_RESERVED = "client killed before commit"
     CLIENT_DIES_COPYING = "client killed half-way through a copy"
     CLIENT_DIES_PINNED = "client killed holding pins and reads"
     CLIENT_DIES_FORKED = "client killed right after fork"
+    CLIENT_DIES_WAITING = "client killed while its store waits for memory"
     CLIENT_STOPPED = "client stopped"
     PEER_GARBAGE = "peer sends garbage"
     PEER_MUTE = "peer never reads"
     PEER_VANISHES = "peer connects and vanishes"
     PEER_STALE = "peer floods with stale leases"
+    PEER_TCP = "peer on tcp looks up and asks for bytes"
     CLEARED = "caches cleared"
 
 
@@ -40,9 +45,15 @@ CLIENT_DEATHS = (
     Kind.CLIENT_DIES_PINNED,
     Kind.CLIENT_DIES_FORKED,
 )
-PEERS = (Kind.PEER_GARBAGE, Kind.PEER_MUTE, Kind.PEER_VANISHES, Kind.PEER_STALE)
+PEERS = (
+    Kind.PEER_GARBAGE,
+    Kind.PEER_MUTE,
+    Kind.PEER_VANISHES,
+    Kind.PEER_STALE,
+    Kind.PEER_TCP,
+)
 _DECK = (
-    *(CLIENT_DEATHS * 2),
+    *(CLIENT_DEATHS * 4),
     *PEERS,
     *(Kind.CLIENT_STOPPED,) * 4,
     Kind.ENGINE_STOPPED,
@@ -56,7 +67,10 @@ DEATHS_APART_S = (11.0, 14.0)
 """After ten good seconds a death has no consequences for the next one."""
 AGAIN_S = (0.2, 1.2)
 """And now and then it dies once more, while it adopts or just after."""
-AGAIN_SHARE = 1 / 3
+AGAIN_SHARE = 1 / 2
+SERVER_ENDS_S = (5.0, 7.0)
+"""After every other engine's death, the whole server ends, one way or the other."""
+_SERVER_ENDS = (Kind.SUPERVISOR_KILLED, None, Kind.SERVER_UPGRADED, None)
 LONGEST_ENGINE_STOP_S = 2.5
 LONGEST_CLIENT_STOP_S = 4.0
 """Longer than the grace that a dead writer's slots have."""
@@ -84,11 +98,15 @@ def plan(seed: int, seconds: float, clients: int) -> tuple[Event, ...]:
 
 def _engine_deaths(rng: random.Random, end_s: float) -> Iterator[tuple[float, Kind]]:
     at_s = CALM_S + rng.uniform(1.0, 3.0)
+    ends = cycle(_SERVER_ENDS)
     while at_s < end_s:
         yield at_s, Kind.ENGINE_KILLED
         if rng.random() < AGAIN_SHARE and (again_s := at_s + rng.uniform(*AGAIN_S)) < end_s:
             at_s = again_s
             yield at_s, Kind.ENGINE_KILLED
+        ends_s = at_s + rng.uniform(*SERVER_ENDS_S)
+        if (how := next(ends)) is not None and ends_s < end_s:
+            yield ends_s, how
         at_s += rng.uniform(*DEATHS_APART_S)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import msgspec
 from rich.table import Table
 
 from benchmarks.chaos_account import Account
+from benchmarks.chaos_audit import Growth
 from benchmarks.chaos_plan import CLIENT_DEATHS, Kind
 from benchmarks.chaos_promises import Lost
 from benchmarks.chaos_watch import Observations
@@ -14,6 +18,14 @@ from benchmarks.machine import Circumstances
 from lmcache_mp.units import format_bytes
 
 SHOWN = 10
+
+
+def totals_line(reports: Sequence[ChaosReport]) -> str:
+    """Everything that was counted, over all servers."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.totals())
+    return "totals: " + ", ".join(f"{name} {count:,}" for name, count in total.items())
 
 
 class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +41,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     events: dict[str, int]
     """What went wrong on purpose, and how often."""
     engine_deaths: int
+    """Those of whole servers not included."""
     client_deaths: int
     requests: int
     verified_bytes: int
@@ -49,12 +62,16 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     """That includes clients which were stopped during it."""
     engine_back: Latency
     """From an engine's death to the first answer of a living one."""
+    server_back: Latency
+    """From the end of a supervisor to the first answer of its successor's engine."""
     reservations_back: Latency
     """From a client's death to the moment when what it had reserved can be reserved again."""
     reads_back: Latency
     """The same for what it read or had pinned."""
     disturbed_back: Latency
     """Both, where the engine was dead or stopped meanwhile."""
+    growth: Growth
+    """Of the last engine over its life, which is a part of the run."""
     leaks: list[str]
     faults: list[str]
     circumstances: Circumstances
@@ -68,6 +85,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
         events: dict[Kind, int],
         evicts: bool,
         engine_back_s: list[float],
+        server_back_s: list[float],
         **facts: object,
     ) -> ChaosReport:
         """The report of what the clients told and the watch saw; `facts` are fields as they are."""
@@ -92,6 +110,7 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
             longest_silence_s=round(max(w.longest_silence_s() for w in account.witnesses), 3),
             longest_call_s=round(max(tally.longest_call_s for tally in tallies), 3),
             engine_back=Latency.of(engine_back_s),
+            server_back=Latency.of(server_back_s),
             reservations_back=Latency.of(seen.reservations_back_s),
             reads_back=Latency.of(seen.reads_back_s),
             disturbed_back=Latency.of(seen.disturbed_back_s),
@@ -103,6 +122,13 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
     def good(self) -> bool:
         """Whether every promise was kept."""
         return not (self.wrong_chunks or self.lost_commits or self.leaks or self.faults)
+
+    def totals(self) -> dict[str, int]:
+        """Counts that add up over servers."""
+        found = {"wrong bytes": self.wrong_bytes, "lost commits": self.lost_commits}
+        found |= {"leaks": len(self.leaks), "faults": len(self.faults)}
+        found |= {"engine kills": self.engine_deaths, "client kills": self.client_deaths}
+        return found | {"requests": self.requests} | self.events
 
     def json_line(self) -> str:
         """The report on one line."""
@@ -132,9 +158,14 @@ class ChaosReport(msgspec.Struct, frozen=True, kw_only=True):
             *(("", _sentence(lost)) for lost in self.lost),
             ("leaks", "\n".join(self.leaks) or "0"),
             ("faults", "\n".join(self.faults) or "0"),
+            (
+                "growth of the engine",
+                f"{self.growth.memory_mb} MB, {self.growth.descriptors} descriptors",
+            ),
             ("dropped as garbage", f"{self.not_well_framed:,} messages"),
             ("longest without an answer", f"{self.longest_silence_s:.2f} s"),
             ("engine's death to serving again", _times(self.engine_back)),
+            ("server's end to serving again", _times(self.server_back)),
             ("client's death to reservations back", _times(self.reservations_back)),
             ("client's death to reads and pins back", _times(self.reads_back)),
             ("both, engine away meanwhile", _times(self.disturbed_back)),

@@ -83,9 +83,14 @@ def bus_call(address: str) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def serving(kind: str, address: str) -> Iterator[int]:
-    """A server process of that kind; yields its pid."""
+    """A server process of that kind; yields its pid.
+
+    In a session of its own, as the engine is: the kernel shares out busy CPUs by session.
+    """
     command = [sys.executable, "-m", "benchmarks.echo", "serve", kind, address]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         try:
             if process.stdout.readline() != b"ready\n":

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import bus
@@ -25,26 +25,31 @@ class ServerFailed(Exception):
 
 
 @contextlib.contextmanager
-def own_server(l1_size: Size) -> Iterator[RunDir]:
-    """A server in a run directory of its own, populated; nothing of it is left behind."""
-    with starting_server(l1_size) as (run_dir, process):
+def own_server(l1_size: Size, *, adopts: bool = False, l2: Sequence[str] = ()) -> Iterator[RunDir]:
+    """A server in a run directory of its own, populated; nothing of it is left behind.
+
+    `adopts`: what an engine left that was killed. `l2`: its adapters, as JSON.
+    """
+    with starting_server(l1_size, adopts=adopts, l2=l2) as (run_dir, process):
         wait_until_populated(run_dir, process)
         yield run_dir
 
 
 @contextlib.contextmanager
 def starting_server(
-    l1_size: Size, http_port: int = 0
+    l1_size: Size, http_port: int = 0, *, adopts: bool = False, l2: Sequence[str] = ()
 ) -> Iterator[tuple[RunDir, subprocess.Popen[bytes]]]:
     """The same from the moment that its process is there; port 0 is any free one."""
     name = f"bench-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix="kv-") as directory:
         run_dir = RunDir(Path(directory) / "run")
         where = ["--name", name, "--run-dir", str(run_dir.path)]
-        command = _lmcache_mp("serve", *where, "--l1-size", str(l1_size), "--no-keep-l1")
-        process = subprocess.Popen(
-            [*command, "--http-port", str(http_port), "--log-level", "warning"]
-        )
+        options = ["--l1-size", str(l1_size), "--http-port", str(http_port)]
+        if not adopts:
+            options.append("--no-keep-l1")
+        for adapter in l2:
+            options += ["--l2", adapter]
+        process = subprocess.Popen(_lmcache_mp("serve", *where, *options, "--log-level", "warning"))
         try:
             yield run_dir, process
         finally:
@@ -59,6 +64,20 @@ def status(run_dir: RunDir) -> StatusReport:
     """What the server says of itself; raises `bus.BusError` if it does not answer."""
     with bus.Client(run_dir.bus_address) as client:
         return client.call(Status())
+
+
+def wait_until_answers(run_dir: RunDir, started: subprocess.Popen[bytes]) -> None:
+    """Return as soon as a server just started says anything on the bus."""
+    socket = run_dir.path / "bus.sock"
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        if socket.exists():
+            with contextlib.suppress(bus.Unavailable):
+                status(run_dir)
+                return
+        if started.poll() is not None or time.monotonic() > deadline_s:
+            raise ServerFailed("the server did not start; see its log above")
+        time.sleep(0.002)
 
 
 def wait_until_populated(run_dir: RunDir, started: subprocess.Popen[bytes] | None = None) -> None:

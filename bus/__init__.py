@@ -1,12 +1,14 @@
 """A typed message bus over ZMQ ROUTER/DEALER. It knows nothing of caches.
 
-Reading order: `errors`, `schema`, `wire`, `address`; `handlers`, `timers`, `server`; `dealer`,
-`client`, `aio`. The last is imported by its own name, `from bus.aio import AsyncClient`: most
-processes need no asyncio.
+Reading order: `errors`, `schema`, `wire`, `address`, `curve`; `handlers`, `timers`, `limited_log`,
+`handshakes`, `gate`, `call`, `server`; `dealer`, `client`, `aio`. The last is imported by its own
+name, `from bus.aio import AsyncClient`: most processes need no asyncio.
 """
 
 from bus.address import BadAddress, validate_address
+from bus.call import DEFERRED, Call
 from bus.client import Client, PendingCall
+from bus.curve import ClientCurve, ServerCurve
 from bus.errors import (
     BadAnswer,
     BadMessage,
@@ -22,7 +24,7 @@ from bus.errors import (
     WrongVersion,
 )
 from bus.schema import Done, Message, Notice, Request, message_name
-from bus.server import DEFERRED, Call, Server, ServerCounters
+from bus.server import Server, ServerCounters
 from bus.wire import PROTOCOL_VERSION
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "Call",
     "CallError",
     "Client",
+    "ClientCurve",
     "DeadlineExceeded",
     "Done",
     "HandlerFailed",
@@ -45,6 +48,7 @@ __all__ = [
     "Request",
     "Server",
     "ServerCounters",
+    "ServerCurve",
     "StaleEpoch",
     "Unavailable",
     "UnknownMessage",

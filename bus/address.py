@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 
+import zmq
+
 MAX_SOCKET_PATH_BYTES = 107  # sizeof(sun_path) - 1, unix(7)
+
+KEEPALIVE = (
+    (zmq.TCP_KEEPALIVE, 1),
+    (zmq.TCP_KEEPALIVE_IDLE, 60),
+    (zmq.TCP_KEEPALIVE_INTVL, 10),
+    (zmq.TCP_KEEPALIVE_CNT, 6),
+)
+"""Options of both sides: a host that has vanished from the network is gone after two minutes."""
 
 
 class BadAddress(ValueError):

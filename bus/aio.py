@@ -15,16 +15,17 @@ import zmq.asyncio
 
 from bus import wire
 from bus.address import validate_address
+from bus.curve import ClientCurve
 from bus.dealer import (
-    DEALER_OPTIONS,
     MAX_OPEN_CALLS,
     WATCHED_EVENTS,
     answer,
     call_id_of,
     deadline_exceeded,
-    means_connected,
+    options,
     outgoing,
     unavailable,
+    why_lost,
 )
 from bus.schema import Message, Notice, Request
 
@@ -34,26 +35,38 @@ R = TypeVar("R")
 class AsyncClient:
     """One connection to one incarnation of a server; use `await AsyncClient.connect(address)`."""
 
-    def __init__(self, address: str, *, max_message_bytes: int = wire.MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_message_bytes: int = wire.MAX_MESSAGE_BYTES,
+        curve: ClientCurve | None = None,
+    ) -> None:
         self.address = validate_address(address)
         self.epoch = wire.NO_EPOCH
         self._max_message_bytes = max_message_bytes
         self._call_ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self._room = asyncio.Semaphore(MAX_OPEN_CALLS)
+        self._curve = curve
+        self._why_lost = ""
         self._settled = asyncio.Event()  # the first event of the connection has come
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         context = zmq.asyncio.Context(shadow=zmq.Context.instance())  # one I/O thread for all
         self._socket = context.socket(zmq.DEALER)
-        for option, value in DEALER_OPTIONS:
+        for option, value in options(curve):
             self._socket.setsockopt(option, value)
         self._monitor = self._socket.get_monitor_socket(WATCHED_EVENTS)
 
     @classmethod
-    async def connect(cls, address: str, *, timeout_s: float = 5.0) -> AsyncClient:
-        """A connected client; `Unavailable` at once if nobody listens, else after `timeout_s`."""
-        client = cls(address)
+    async def connect(
+        cls, address: str, *, timeout_s: float = 5.0, curve: ClientCurve | None = None
+    ) -> AsyncClient:
+        """A connected client; `Unavailable` at once if nobody listens or this client is refused,
+        else after `timeout_s`.
+        """
+        client = cls(address, curve=curve)
         try:
             client._tasks = [
                 asyncio.create_task(client._watch()),
@@ -63,7 +76,7 @@ class AsyncClient:
             async with asyncio.timeout(timeout_s):
                 await client._settled.wait()
             if not client.connected:
-                raise unavailable(address, "nobody listens there")
+                raise unavailable(address, client._why_lost)
         except TimeoutError:
             await client.close()
             raise unavailable(address, f"no connection within {timeout_s:g} s") from None
@@ -134,7 +147,8 @@ class AsyncClient:
 
     async def _watch(self) -> None:
         while True:
-            if not means_connected(await self._monitor.recv_multipart()):
+            if why := why_lost(await self._monitor.recv_multipart(), self._curve):
+                self._why_lost = self._why_lost or why
                 self._give_up("the connection broke while the call was open")
             self._settled.set()
 

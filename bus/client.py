@@ -18,16 +18,17 @@ import zmq
 
 from bus import wire
 from bus.address import validate_address
+from bus.curve import ClientCurve
 from bus.dealer import (
-    DEALER_OPTIONS,
     MAX_OPEN_CALLS,
     WATCHED_EVENTS,
     answer,
     call_id_of,
     deadline_exceeded,
-    means_connected,
+    options,
     outgoing,
     unavailable,
+    why_lost,
 )
 from bus.errors import WrongThread
 from bus.schema import Message, Notice, Request
@@ -75,11 +76,14 @@ class Client:
         connect_timeout_s: float = 5.0,
         call_ids: Iterator[int] | None = None,
         max_message_bytes: int = wire.MAX_MESSAGE_BYTES,
+        curve: ClientCurve | None = None,
         context: zmq.Context[Any] | None = None,
     ) -> None:
-        """Connect; raises `Unavailable` at once if nobody listens, else after `connect_timeout_s`.
+        """Connect; raises `Unavailable` at once if nobody listens or this client is refused, else
+        after `connect_timeout_s`.
 
-        `call_ids` lets several connections of one caller share one sequence of ids.
+        `call_ids` lets several connections of one caller share one sequence of ids. `curve`: for
+        an address that requires a key.
         """
         self.address = validate_address(address)
         self.epoch = wire.NO_EPOCH
@@ -88,11 +92,14 @@ class Client:
         self._open: set[int] = set()
         self._answers: dict[int, bytes] = {}
         self._owner = (os.getpid(), threading.get_ident())
+        self._curve = curve
         self._connected = False
+        self._lost = ""
+        """Why, if the connection is lost or did not come about."""
         self._closed = False
         try:
             self._socket = (context or zmq.Context.instance()).socket(zmq.DEALER)
-            for option, value in DEALER_OPTIONS:
+            for option, value in options(curve):
                 self._socket.setsockopt(option, value)
             self._socket.setsockopt(zmq.RCVTIMEO, FAST_ANSWER_MS)
             self._monitor = self._socket.get_monitor_socket(WATCHED_EVENTS)
@@ -106,7 +113,7 @@ class Client:
                 raise unavailable(address, f"no connection within {connect_timeout_s:g} s")
             self._drain()
             if not self._connected:
-                raise unavailable(address, "nobody listens there")
+                raise unavailable(address, self._lost)
         except BaseException:
             self.close()
             raise
@@ -248,7 +255,9 @@ class Client:
     def _drain(self) -> None:
         """Take what has arrived: events first, so that no answer before the end is overlooked."""
         while not self._closed and self._monitor.poll(0):
-            self._connected = means_connected(self._monitor.recv_multipart())
+            why = why_lost(self._monitor.recv_multipart(), self._curve)
+            self._connected = not why
+            self._lost = self._lost or why  # the first reason; others follow from it
         try:
             while not self._closed:
                 self._keep(self._socket.recv(zmq.DONTWAIT))

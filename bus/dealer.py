@@ -9,12 +9,15 @@ import msgspec
 import zmq
 
 from bus import wire
+from bus.address import KEEPALIVE
+from bus.curve import ClientCurve
 from bus.errors import BadAnswer, DeadlineExceeded, MessageTooLarge, Unavailable
 from bus.schema import Message, Request, message_name, reply_decoder
 
 R = TypeVar("R")
 
 DEALER_OPTIONS = (
+    *KEEPALIVE,
     (zmq.LINGER, 0),
     (zmq.IMMEDIATE, 1),  # never queue for a server that is not there
     (zmq.RECONNECT_IVL, -1),  # one connection, one incarnation of the server
@@ -29,13 +32,39 @@ Further ones wait for their turn within their deadline."""
 
 _MONITOR_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3); pyzmq's own parser needs asyncio
 
-WATCHED_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+WATCHED_EVENTS = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+)
 
 
-def means_connected(monitor_message: list[bytes]) -> bool:
-    """Whether an event of the socket monitor says that the server is there; else it is lost."""
-    event, _ = _MONITOR_EVENT.unpack(monitor_message[0])
-    return bool(event == zmq.EVENT_HANDSHAKE_SUCCEEDED)
+def options(curve: ClientCurve | None) -> tuple[tuple[int, int | bytes], ...]:
+    """Of a client's socket."""
+    return DEALER_OPTIONS if curve is None else (*DEALER_OPTIONS, *curve.options())
+
+
+def why_lost(monitor_message: list[bytes], curve: ClientCurve | None) -> str:
+    """Why there is no connection, as an event of the socket monitor has it; empty if there is."""
+    event, value = _MONITOR_EVENT.unpack(monitor_message[0])
+    if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+        return ""
+    if event == zmq.EVENT_CLOSED:
+        return "nobody listens there"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        key = f" with the key {curve.public_key.decode()}" if curve is not None else ""
+        return f"who listens there refuses this client{key}: it is not on the server's list"
+    mismatch = (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
+    if (event, value) == mismatch and curve is not None:
+        return "who listens there takes no keys: connect without one"
+    if (event, value) == mismatch:
+        return "who listens there requires a key, and this client has none"
+    if curve is not None:
+        return "it broke the handshake off: the key may be for another server"
+    return "it broke the handshake off: it may require a key, and this client has none"
 
 
 def outgoing(

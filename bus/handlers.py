@@ -6,7 +6,7 @@ import logging
 import traceback
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,7 +19,15 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Any, Any], Any]
 """Takes the `Call` and the message; returns the reply or raises."""
 
+MAX_FIELDS = 256
+"""Of a message, its name included; a body of more is not taken apart to tell what is wrong."""
+
 _DECODER_FAULTS = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)  # the sender's fault
+
+
+_as_parts = msgspec.msgpack.Decoder(
+    Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_FIELDS)]
+).decode
 
 
 def sentence_of(fault: Exception) -> str:
@@ -70,7 +78,7 @@ class Handlers:
         """What a handler returns; whatever it raises is a `CallError`."""
         try:
             return handler(call, message)
-        except CallError:
+        except (CallError, MemoryError):  # without memory it may be half done: nobody goes on
             raise
         except Exception as fault:
             name = message_name(type(message))
@@ -79,9 +87,7 @@ class Handlers:
 
     def _undecodable(self, data: bytes, fault: Exception) -> CallError:
         try:
-            body = msgspec.msgpack.decode(
-                memoryview(data)[wire.HEADER.size :], type=list[msgspec.Raw]
-            )
+            body = _as_parts(memoryview(data)[wire.HEADER.size :])
             name = msgspec.msgpack.decode(body[0], type=str)
         except (*_DECODER_FAULTS, IndexError):
             return BadMessage(f"the body is not a message: {fault}")

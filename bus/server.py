@@ -4,6 +4,9 @@ Each well-framed request gets exactly one answer: what its handler returned, the
 or, if the handler returned `DEFERRED`, whatever is given to its `Call` later. A peer that does not
 read its answers loses them (the socket never blocks); `on_undeliverable` is told, so that what an
 answer granted can be taken back. Bytes that are not well framed cost the peer its connection.
+
+An address is open to whoever reaches it (a socket file's mode says who that is), or has CURVE: then
+it encrypts, and takes only the clients whose keys are on the list; see `bus.curve`.
 """
 
 from __future__ import annotations
@@ -15,25 +18,29 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import zmq
 
 from bus import wire
-from bus.address import BadAddress, validate_address
-from bus.errors import CallError, HandlerFailed, StaleEpoch, WrongVersion
-from bus.handlers import Handler, Handlers, sentence_of
+from bus.address import KEEPALIVE, BadAddress, validate_address
+from bus.call import DEFERRED, Call
+from bus.curve import ServerCurve
+from bus.errors import CallError, StaleEpoch, WrongVersion
+from bus.gate import Gate
+from bus.handlers import Handlers
+from bus.limited_log import LimitedLog
 from bus.schema import Message, Notice, Request
 from bus.timers import Timers
 
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
-DEFERRED: Final[Any] = object()
-"""What a handler returns to keep its call open; it then owes the `Call` an answer."""
-
 TICK_S = 0.1
 """The longest the loop sleeps: bounds how late a timer or a stop may be on an idle server."""
+
+LOOK_EVERY_S = 0.01
+"""How often what happened to connections is counted and logged."""
 
 
 @dataclass(slots=True)
@@ -44,42 +51,8 @@ class ServerCounters:
     errors: int = 0
     not_well_framed: int = 0
     undeliverable: int = 0
-
-
-class Call:
-    """One open request. `peer` is the sender's routing id: unique, never used again."""
-
-    __slots__ = ("_server", "call_id", "peer")
-
-    def __init__(self, server: Server, peer: bytes, call_id: int) -> None:
-        self._server = server
-        self.peer = peer
-        self.call_id = call_id
-
-    def serve(self, handler: Handler, message: Message) -> None:
-        """Answer a deferred call with what `handler(self, message)` returns or raises."""
-        try:
-            reply = Handlers.run(handler, self, message)
-        except CallError as error:
-            self.fail(error)
-        else:
-            if reply is not DEFERRED:
-                self.answer(reply)
-
-    def answer(self, reply: Any) -> None:
-        """Answer a deferred call."""
-        try:
-            data = wire.frame(wire.REPLY, self.call_id, self._server.epoch, reply)
-        except Exception as fault:  # it cannot be encoded; the caller is answered all the same
-            log.exception("answer %.200r cannot be encoded", reply)
-            self.fail(HandlerFailed(f"the answer cannot be encoded: {sentence_of(fault)}"))
-            return
-        self._server._send(self, data)
-
-    def fail(self, error: CallError) -> None:
-        """Answer a deferred call with an error."""
-        self._server.counters.errors += 1
-        self._server._send(self, wire.error_frame(self.call_id, self._server.epoch, error))
+    refused: int = 0
+    """Connections that never became a peer's: no right to it, another protocol, no handshake."""
 
 
 class Server:
@@ -102,17 +75,20 @@ class Server:
         """Told of calls whose answer their caller did not take."""
         self._timers = Timers()
         self._stopping = False
+        self._serving: zmq.Frame | None = None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # A ZAP domain refuses peers of ZMTP 1 and 2, that is any raw bytes: their messages do not
-        # say which connection they came by. There is no ZAP handler, so it asks nothing else.
-        self._socket.setsockopt(zmq.ZAP_DOMAIN, b"bus")
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.SNDHWM, queue_messages)
         self._socket.setsockopt(zmq.RCVHWM, queue_messages)
         self._socket.setsockopt(zmq.RCVTIMEO, int(TICK_S * 1000))
+        for option, value in KEEPALIVE:
+            self._socket.setsockopt(option, value)
+        self._log = LimitedLog(log)
+        self._gate = Gate(self._context, self._socket, self._log)
+        self._timers.every(LOOK_EVERY_S, self._look_at_connections)
 
     def on(self, kind: type[Request[R]], handler: Callable[[Call, Any], R]) -> None:
         """Answer requests of `kind` with what `handler(call, message)` returns or raises."""
@@ -126,16 +102,23 @@ class Server:
         """Call `callback(now_s)` about every so many seconds, between two messages."""
         self._timers.every(seconds, callback)
 
-    def bind(self, address: str) -> str:
+    def bind(
+        self, address: str, *, curve: ServerCurve | None = None, group: int | None = None
+    ) -> str:
         """Listen at `address`; returns it with the port filled in.
 
-        A socket file is 0600 from the start.
+        A socket file is 0600 from the start, then 0660 if there is a `group` for it. The first
+        `curve` is that of all addresses with one.
         """
         validate_address(address)
+        self._gate.set_for_next_address(curve)
         previous = os.umask(0o177)
         try:
             self._socket.bind(address)
-        except zmq.ZMQError as fault:
+            if group is not None and address.startswith("ipc://"):
+                os.chown(address.removeprefix("ipc://"), -1, group)
+                os.chmod(address.removeprefix("ipc://"), 0o660)
+        except (zmq.ZMQError, OSError) as fault:
             raise BadAddress(f"cannot listen at {address}: {fault.strerror}") from None
         finally:
             os.umask(previous)
@@ -172,7 +155,11 @@ class Server:
 
     def close(self) -> None:
         """Close the socket; answers that a peer has not yet taken are dropped."""
-        self._context.destroy(linger=0)
+        self._gate.close()
+
+    def _look_at_connections(self, now_s: float) -> None:
+        self._gate.look(now_s)
+        self.counters.refused = self._gate.refused
 
     def _serve(self, peer: bytes, frame: zmq.Frame) -> None:
         self.counters.messages += 1
@@ -186,7 +173,8 @@ class Server:
         except wire.NotWellFramed as fault:
             self._disconnect(peer, frame, fault)
             return
-        call = Call(self, peer, call_id)
+        self._serving = frame
+        call = Call(self, peer, call_id, owed=kind == wire.REQUEST)
         try:
             self._check(version, epoch)
             answer = self._handlers.handle(call, data)
@@ -228,10 +216,16 @@ class Server:
     def _disconnect(self, peer: bytes, frame: zmq.Frame, fault: wire.NotWellFramed) -> None:
         """End the connection that `frame` came by; libzmq notices as if the peer had left."""
         self.counters.not_well_framed += 1
-        descriptor = frame.get(zmq.SRCFD)
+        descriptor, origin = frame.get(zmq.SRCFD), frame.get("Peer-Address")
         while frame.more:
             frame = self._socket.recv(copy=False)
-        log.warning("dropped a connection: not well framed: %s", fault)
+        self._log.say(
+            time.monotonic(),
+            logging.WARNING,
+            "dropped a connection of %s: not well framed: %s",
+            origin,
+            fault,
+        )
         if (begun := self._begin_answer(peer)) is None:
             return  # it has left, and its descriptor may be another connection's by now
         with (

@@ -39,6 +39,8 @@ class Timers:
                 timer.due_s = now_s + timer.every_s
                 try:
                     timer.callback(now_s)
+                except MemoryError:  # it may be half done
+                    raise
                 except Exception:  # a timer's fault must not end the service of everybody
                     log.exception("timer %s failed", timer.callback)
         self.due_s = min(timer.due_s for timer in self._timers)

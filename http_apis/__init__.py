@@ -29,6 +29,9 @@ it is away:
 
 What cannot be mounted is named with its reason in the log and in GET /status; nothing else is lost.
 
-Reading order: `structs`, `engine`, `engine_link`, `errors`, `discovery`, `registry`, `app`, then
-the `*_api` modules.
+Who is let in is decided before the routes, by a request's method; `http_apis.demand` is for the
+route that its method does not tell the truth of.
+
+Reading order: `structs`, `engine`, `engine_link`, `errors`, `discovery`, `registry`, `demand`,
+`bearer`, `door`, `guard`, `app`, then the `*_api` modules; `connections` stands below them all.
 """

@@ -58,6 +58,9 @@ def serve(arguments: argparse.Namespace) -> None:
 
     from bus import BadAddress
     from http_apis.app import create_app
+    from http_apis.bearer import Bearer
+    from http_apis.connections import BoundedConnection, Room
+    from http_apis.door import Door
     from lmcache_mp.config import Config, ConfigError
     from lmcache_mp.logging import configure, init_logger
     from lmcache_mp.rundir import RunDir
@@ -70,14 +73,26 @@ def serve(arguments: argparse.Namespace) -> None:
         sys.exit(EXIT_MISCONFIGURED)
     debug = config.log_level == "debug"
     configure(config.log_level, config.log_format, process="http")
-    app = create_app(bus_address, [Path(path) for path in config.http_api_dir])
+    log = init_logger("http_apis")
     host, port = arguments.fd.getsockname()[:2]
-    init_logger("http_apis").info("http serving address=%s:%d", host, port)
+    bearer = Bearer(config.http_token_file) if config.http_token_file is not None else None
+    door = Door(host, (config.http_host, *config.http_allowed_host), bearer)
+    app = create_app(bus_address, door, [Path(path) for path in config.http_api_dir])
+    room = Room.of_this_process()
+    BoundedConnection.bound = room.connections
+    log.info("http serving address=%s:%d", host, port)
+    if bearer is None and not door.is_local:
+        log.warning(
+            "http listens beyond the loopback interface without --http-token-file: requests that"
+            " change something are refused"
+        )
     settings = uvicorn.Config(
         app,
+        http=BoundedConnection,
         log_config=None,
-        log_level=None if debug else "warning",  # its starts and stops are the supervisor's news
+        log_level=None if debug else "error",  # below it stands what any peer can make it say
         access_log=debug,
+        backlog=room.backlog,
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )

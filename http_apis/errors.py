@@ -30,9 +30,12 @@ STATUS: dict[type[bus.BusError], int] = {
     cache.BadShard: 400,
     cache.ChunkTooLarge: 400,
     cache.LeaseRefused: 403,
+    cache.NotAllowed: 403,
     cache.NotRegistered: 404,
     cache.LeaseNotFound: 404,
+    cache.NoSuchAdapter: 404,
     cache.BadLease: 409,
+    cache.CannotAttach: 409,
     cache.NamespaceConflict: 409,
     cache.LimitReached: 429,
     # the server
@@ -73,13 +76,14 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _of_bug)
 
 
-def _failure(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def failure(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """The one shape of what is not a success."""
     return JSONResponse({"error": sentence}, status_code=status, headers=headers)
 
 
 async def _of_bus(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, bus.BusError)
-    return _failure(status_of(error), str(error))
+    return failure(status_of(error), str(error))
 
 
 async def _of_http(request: Request, error: Exception) -> Response:
@@ -92,7 +96,7 @@ async def _of_http(request: Request, error: Exception) -> Response:
         sentence = f"{request.method} {request.url.path}: {sentence.lower()}"
         if allowed := Headers(error.headers).get("allow"):
             sentence += f", it takes {allowed}"
-    return _failure(error.status_code, sentence, error.headers)
+    return failure(error.status_code, sentence, error.headers)
 
 
 async def _of_validation(_: Request, error: Exception) -> JSONResponse:
@@ -101,12 +105,12 @@ async def _of_validation(_: Request, error: Exception) -> JSONResponse:
         f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
         for fault in error.errors()
     )
-    return _failure(400, "; ".join(faults))
+    return failure(400, "; ".join(faults))
 
 
 async def _of_bug(request: Request, error: Exception) -> JSONResponse:
     """The answer to an exception that nobody meant; uvicorn logs it with its traceback."""
-    return _failure(
+    return failure(
         500,
         f"{request.method} {request.url.path} failed with {type(error).__name__}:"
         " the log of the http process has the traceback",

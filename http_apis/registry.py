@@ -102,7 +102,7 @@ def _claims(routes: list[BaseRoute]) -> Iterator[str]:
 
     A route without methods (a WebSocket, a mount) claims `* /path`.
     """
-    for route in _flat(routes):
+    for route in flat(routes):
         if (path := getattr(route, "path", None)) is None:
             continue
         path = re.sub(r"{[^}:]*", "{", path)
@@ -110,8 +110,11 @@ def _claims(routes: list[BaseRoute]) -> Iterator[str]:
             yield f"{method} {path}"
 
 
-def _flat(routes: list[BaseRoute]) -> Iterable[Any]:
-    """The routes of included routers too; FastAPI copied them up to 0.136, and nests them since."""
+def flat(routes: list[BaseRoute]) -> Iterable[Any]:
+    """The routes of included routers too, in the order in which they are tried.
+
+    FastAPI copied them up to 0.136, and nests them since.
+    """
     flatten = getattr(fastapi.routing, "iter_route_contexts", None)
     return routes if flatten is None else flatten(routes)
 

@@ -22,11 +22,15 @@ from lmcache_mp.l1.order import ORDERS
 from lmcache_mp.logging import Format, Level
 from lmcache_mp.rundir import RunDir, default_run_dir
 from lmcache_mp.setting import ConfigError, Setting, from_plain, plain, settings_of
+from lmcache_mp.tiering.roster import roster_of
+from lmcache_mp.tiering.spec import AdapterSpec, BadAdapter
 from lmcache_mp.units import FORMS, Size
 
 __all__ = ["MIN_L1_SIZE", "Config", "ConfigError", "settings"]
 
 MIN_L1_SIZE = Size("1MiB")
+MIN_MESSAGE, MAX_MESSAGE = Size("512KiB"), Size("64MiB")
+MIN_ENGINE_MEMORY = Size("256MiB")
 
 
 @functools.cache
@@ -69,6 +73,60 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             " can then read and write the cache."
         ),
     ] = False
+    bus_keys: Annotated[
+        str | None,
+        Meta(
+            title="DIR",
+            description="Directory of CURVE keys, as `lmcache-mp keys` makes it: tcp bus addresses"
+            " are then encrypted, and open to the clients whose public key is in it.",
+            extra={"form": "the path of a directory"},
+        ),
+    ] = None
+    bus_max_message: Annotated[
+        Size,
+        Meta(
+            description="Largest message that the bus takes; a larger one costs the peer its"
+            " connection.",
+            extra={"form": f"{FORMS}; from {MIN_MESSAGE} to {MAX_MESSAGE}"},
+        ),
+    ] = Size("1MiB")
+    bus_queue_messages: Annotated[
+        int,
+        Meta(
+            ge=128,
+            le=65536,
+            description="Messages of one peer that wait to be read, and answers that wait for it to"
+            " read them; further answers it loses.",
+        ),
+    ] = 256
+    max_connections: Annotated[
+        int, Meta(ge=1, le=65536, description="Connections that one client may have.")
+    ] = 4096
+    max_open_calls: Annotated[
+        int,
+        Meta(ge=128, le=65536, description="Calls of one peer that may wait for their answer."),
+    ] = 1024
+    max_leases: Annotated[
+        int,
+        Meta(ge=1, le=1 << 20, description="Leases and holds that one client may have at a time."),
+    ] = 8192
+    engine_memory: Annotated[
+        Size,
+        Meta(
+            description="Memory that the engine process may take for itself, L1 not included; it"
+            " ends and is restarted, with its L1, rather than take more.",
+            extra={"form": f"{FORMS}; at least {MIN_ENGINE_MEMORY}"},
+        ),
+    ] = Size("4GiB")
+    access_group: Annotated[
+        str | None,
+        Meta(
+            title="GROUP",
+            description="Group whose members may use the cache too: engines that run as another"
+            " user. Unset: only this user.",
+            extra={"form": "the name of a group that this user is a member of"},
+        ),
+    ] = None
     l1_size: Annotated[
         Size | None,
         Meta(
@@ -85,6 +143,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             extra={"form": "an absolute path"},
         ),
     ] = "/dev/shm"  # noqa: S108  # where shared memory is on Linux; the engine checks what it finds
+    l2: Annotated[
+        tuple[AdapterSpec, ...],
+        Meta(
+            title="ADAPTER",
+            description="Adapter of the second tier, below memory; they are asked in their order.",
+            extra={"form": 'a mapping such as {"type": "fs", "path": "/kv"}'},
+        ),
+    ] = ()
     keep_l1: Annotated[
         bool | None,
         Meta(
@@ -116,13 +182,32 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str,
         Meta(
             min_length=1,
-            description="Address that HTTP listens on. HTTP asks nobody for a password.",
+            description="Address that HTTP listens on.",
             extra={"form": "an IP address or a host name"},
         ),
     ] = "127.0.0.1"
     http_port: Annotated[
         int, Meta(ge=0, le=65535, description="Port that HTTP listens on; 0: any free one.")
     ] = 8080
+    http_token_file: Annotated[
+        str | None,
+        Meta(
+            title="FILE",
+            description="File with the token that HTTP requests which change something must carry,"
+            " as `Authorization: Bearer TOKEN`. Unset: they are open on the loopback interface and"
+            " refused elsewhere.",
+            extra={"form": "the path of a file that only this user may read"},
+        ),
+    ] = None
+    http_allowed_host: Annotated[
+        tuple[str, ...],
+        Meta(
+            title="HOST",
+            description="Further name that HTTP may be asked for by, as in the Host header, beside"
+            " addresses and `localhost`.",
+            extra={"form": "a host name, without port"},
+        ),
+    ] = ()
     http_api_dir: Annotated[
         tuple[str, ...],
         Meta(
@@ -138,6 +223,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             setting.read(getattr(self, setting.key), "the program")
         if self.l1_size is not None and self.l1_size < MIN_L1_SIZE:
             raise ConfigError(f"l1_size: {self.l1_size} is less than {MIN_L1_SIZE}")
+        if not MIN_MESSAGE <= self.bus_max_message <= MAX_MESSAGE:
+            raise ConfigError(
+                f"bus_max_message: {self.bus_max_message} is not between {MIN_MESSAGE} and"
+                f" {MAX_MESSAGE}"
+            )
+        if self.engine_memory < MIN_ENGINE_MEMORY:
+            raise ConfigError(
+                f"engine_memory: {self.engine_memory} is less than {MIN_ENGINE_MEMORY}"
+            )
+        try:
+            roster_of(self.l2)
+        except BadAdapter as fault:
+            raise ConfigError(f"l2: {fault}") from None
         for address in self.bus:
             self._check_address(address)
 
@@ -151,14 +249,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Every key with its value as YAML would spell it."""
         return {setting.key: plain(getattr(self, setting.key)) for setting in settings()}
 
+    def shown(self) -> dict[str, Any]:
+        """The same for people: secrets are left out."""
+        return {**self.builtins(), "l2": [spec.shown for spec in self.l2]}
+
     def save(self, run_dir: RunDir) -> None:
         """Write the settings for the server's own processes: 0600, whole or not at all."""
         draft = run_dir.config_file.with_suffix(f".{os.getpid()}")
         draft.unlink(missing_ok=True)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self.builtins()), indent=2))
-        draft.replace(run_dir.config_file)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(self.builtins()), indent=2))
+            draft.replace(run_dir.config_file)
+        except BaseException:  # a full disk
+            draft.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, run_dir: RunDir) -> Config:
@@ -175,13 +281,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             validate_address(address)
         except BadAddress as fault:
             raise ConfigError(f"bus: {fault}") from None
+        if self.bus_keys is not None or address.startswith("ipc://"):
+            return
         if not is_loopback(address):
             raise ConfigError(
-                f"bus: {address!r} can be reached from other hosts, which will require CURVE keys;"
-                " this version has none: use an ipc:// address"
+                f"bus: {address!r} can be reached from other hosts, which requires keys: make some"
+                " with `lmcache-mp keys`, and name their directory with bus_keys"
             )
-        if address.startswith("tcp://") and not self.bus_insecure_loopback:
+        if not self.bus_insecure_loopback:
             raise ConfigError(
                 f"bus: {address!r} would open the cache to every user of this host: use an ipc://"
-                " address, or set bus_insecure_loopback if that is meant"
+                " address, set bus_keys, or set bus_insecure_loopback if that is meant"
             )

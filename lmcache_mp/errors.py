@@ -64,3 +64,21 @@ class Draining(CallError):
     """The server is stopping and grants nothing new."""
 
     code = "draining"
+
+
+class NoSuchAdapter(CallError):
+    """No L2 adapter of that name is attached."""
+
+    code = "no_such_adapter"
+
+
+class CannotAttach(CallError):
+    """An L2 adapter cannot be attached, detached or cleared as asked."""
+
+    code = "cannot_attach"
+
+
+class NotAllowed(CallError):
+    """Not for peers that come by a network."""
+
+    code = "not_allowed"

@@ -71,14 +71,17 @@ def chunk_keys(
     """The keys of all whole chunks of a prompt.
 
     `salt`, `lora` and `extra` are the request's identity: prompts that differ in one share nothing
-    (for `extra`: from its position on). Raises `ValueError` for what is no token id or position.
+    (for `extra`: from its position on). Raises `ValueError` for what is no token id, position or
+    text; it shows nothing of them but the position.
     """
     tokens = _packed(token_ids)
     step = namespace.chunk_tokens * 4
     extras = _by_chunk(extra, namespace.chunk_tokens)
+    _encoded("salt", salt)
+    _encoded("lora", lora)
     seed = _canonical(["lmcache-mp keys 1", namespace.digest, salt, lora])
     key = hashlib.sha256(seed).digest()
-    keys = []
+    keys: list[bytes] = []
     for start in range(0, len(tokens) - step + 1, step):
         digest = hashlib.sha256(key)
         digest.update(tokens[start : start + step])
@@ -109,13 +112,23 @@ def _packed(token_ids: TokenIds) -> memoryview:
         raise ValueError(f"token ids must be integers from 0 to 2**32 - 1: {fault}") from None
 
 
+def _encoded(what: str, text: object) -> bytes:
+    """UTF-8 of a part of the request's identity, of which no exception may show anything."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what}: must be text, not {type(text).__name__}")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as fault:  # it carries the text, so it must not be the cause
+        reason = fault.reason
+    raise ValueError(f"{what}: cannot be written as UTF-8: {reason}")
+
+
 def _by_chunk(extra: ExtraKeys, chunk_tokens: int) -> dict[int, list[tuple[int, bytes]]]:
     chunks: dict[int, list[tuple[int, bytes]]] = {}
     for position, value in extra:
         if position < 0:
             raise ValueError(f"extra key at token position {position}: must not be negative")
-        if not isinstance(value, str | bytes):
-            raise ValueError(f"extra key {value!r} at position {position}: must be bytes or str")
-        data = value.encode() if isinstance(value, str) else value
+        what = f"extra key at token position {position}"
+        data = value if isinstance(value, bytes) else _encoded(what, value)
         chunks.setdefault(position // chunk_tokens, []).append((position % chunk_tokens, data))
     return {chunk: sorted(values) for chunk, values in chunks.items()}

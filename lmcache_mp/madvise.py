@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 
+MADV_REMOVE = 9
 MADV_DONTFORK = 10
 MADV_HUGEPAGE = 14
 MADV_POPULATE_WRITE = 23  # Linux 5.14

@@ -15,11 +15,24 @@ import msgspec
 from msgspec import Meta
 
 from bus import Done, Message, Notice, Request
-from lmcache_mp.namespace import Namespace
+from lmcache_mp.namespace import MAX_SHARDS, Namespace
+from lmcache_mp.reports import MAX_SENTENCE
+from lmcache_mp.reports import BusStatus as BusStatus
+from lmcache_mp.reports import CacheCounters as CacheCounters
+from lmcache_mp.reports import CheckReport as CheckReport
+from lmcache_mp.reports import ClientStatus as ClientStatus
+from lmcache_mp.reports import ConfigReport as ConfigReport
+from lmcache_mp.reports import L1Status as L1Status
+from lmcache_mp.reports import NamespaceStatus as NamespaceStatus
+from lmcache_mp.reports import ProcessInfo as ProcessInfo
+from lmcache_mp.reports import StatusReport as StatusReport
 
 KEY_BYTES = 32
 MAX_KEYS = 8192
 """Of one message: two million tokens in chunks of 256. More would hold up everybody else."""
+MAX_LEASES = 1 << 20
+"""Of one client, whatever the settings say."""
+MAX_PROCESSES = 256
 SLOT_UNIT_BYTES = 4096
 
 LeaseId = Annotated[int, Meta(ge=1)]
@@ -47,7 +60,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     version: str
     l1_id: bytes
-    """Another id than before: everything that was mapped and leased is gone."""
+    """Another id than before: everything that was mapped and leased is gone. Empty, as the path of
+    the segment, for who is given no bytes."""
     segment: Segment
     chunk_tokens: int
     """The server's default, for engines that have none of their own."""
@@ -66,11 +80,11 @@ class Hello(Request[Welcome], frozen=True, kw_only=True):
     client_id: Annotated[bytes, Meta(max_length=16)] = b""
     """16 random bytes that also name the client's lock file `<run-dir>/clients/<hex>`."""
     lock_inode: int = 0
-    boot_id: str = ""
+    boot_id: Annotated[str, Meta(max_length=64)] = ""
     known_epoch: int = 0
     """The epoch this client was welcomed to last. If it is the server's still, this is one more
     connection of the client and leaves its leases alone."""
-    leases: tuple[int, ...] = ()
+    leases: Annotated[tuple[int, ...], Meta(max_length=MAX_LEASES)] = ()
     """Otherwise: what the client still holds. Others of its leases are taken back."""
 
 
@@ -100,7 +114,9 @@ class LookupReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
     l2_chunks: int = 0
     """Further chunks known to be in L2."""
     l2_pending_chunks: int = 0
-    """Further chunks that L2 has not been asked for to the end."""
+    """Further chunks that L2 is just being asked about."""
+    adapters: dict[str, int] = {}
+    """The chunks of L2, by the name of the adapter that has them."""
 
     @property
     def hit_chunks(self) -> int:
@@ -109,11 +125,15 @@ class LookupReply(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Lookup(Request[LookupReply], frozen=True):
-    """How much of a prompt is here? With `hold_s` what is here stays that long, as a hold."""
+    """How much of a prompt is here? With `hold_s` what is in L1 stays that long, as a hold.
+
+    With `wait_s` the answer waits up to so long for what L2 has to say; else it comes at once.
+    """
 
     namespace_id: int
     keys: Keys
     hold_s: Annotated[float, Meta(ge=0, le=600)] = 0.0
+    wait_s: Annotated[float, Meta(ge=0, le=600)] = 0.0
 
 
 class StoreGrant(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -132,7 +152,7 @@ class PrepareStore(Request[StoreGrant], frozen=True):
 
     namespace_id: int
     keys: Keys
-    shard: int = 0
+    shard: Annotated[int, Meta(ge=0, lt=MAX_SHARDS)] = 0
     tenant: Annotated[bytes, Meta(max_length=8)] = b""
 
 
@@ -147,7 +167,7 @@ class CommitStore(Request[Committed], frozen=True):
     """Publish what was written, abort the rest of the lease."""
 
     lease_id: LeaseId
-    written: bytes | None = None
+    written: Annotated[bytes, Meta(max_length=4 * MAX_KEYS)] | None = None
     """Positions in the grant, uint32 little-endian, ascending; all of them if None."""
 
 
@@ -158,10 +178,14 @@ class RetrieveGrant(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PrepareRetrieve(Request[RetrieveGrant], frozen=True):
-    """Hold the longest prefix for reading."""
+    """Hold the longest prefix for reading.
+
+    With `wait_s` the answer waits up to so long for what L2 brings to L1; else it comes at once.
+    """
 
     namespace_id: int
     keys: Keys
+    wait_s: Annotated[float, Meta(ge=0, le=600)] = 0.0
 
 
 class Release(Notice, frozen=True):
@@ -227,134 +251,39 @@ class Clear(Request[Cleared], frozen=True, kw_only=True):
 # --- operations ----------------------------------------------------------------------------------
 
 
-class ProcessInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One process of the server."""
+class Beat(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Heartbeat`."""
 
-    pid: int
-    state: str = "running"
-    restarts: int = 0
-    uptime_s: float = 0.0
-    address: str = ""
-    note: str = ""
-    """For example why it was restarted last."""
+    l2: list[str]
+    """The adapters that are to have a worker."""
 
 
-class Heartbeat(Request[Done], frozen=True, kw_only=True):
+class Heartbeat(Request[Beat], frozen=True, kw_only=True):
     """Does the loop run? The supervisor says with it what it watches."""
 
-    processes: dict[str, ProcessInfo] | None = None
+    processes: (
+        Annotated[
+            dict[Annotated[str, Meta(max_length=128)], ProcessInfo], Meta(max_length=MAX_PROCESSES)
+        ]
+        | None
+    ) = None
 
 
 class Populated(Request[Done], frozen=True, kw_only=True):
     """From the helper process: so much of the segment, from its beginning, is backed by memory."""
 
-    l1_id: bytes
+    l1_id: Annotated[bytes, Meta(max_length=16)]
     populated_bytes: int
-    error: str = ""
+    error: Annotated[str, Meta(max_length=MAX_SENTENCE)] = ""
     """Why it stopped before the end, if it did."""
-
-
-class L1Status(msgspec.Struct, frozen=True, kw_only=True):
-    """State of the memory tier. Chunks: free + incomplete + ready = what the carved slots hold."""
-
-    path: str
-    capacity_bytes: int
-    populated_bytes: int
-    used_bytes: int
-    """Bytes of slots that hold, or are about to hold, a chunk."""
-    page_bytes: int
-    ready_chunks: int
-    incomplete_chunks: int
-    leased_chunks: int
-    eviction_policy: str
-    adopted_chunks: int
-    """Found in the state file at the start."""
-    dropped_records: dict[str, int]
-    """Records that were not adopted, by reason."""
-    populate_error: str = ""
-
-
-class CacheCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """Totals since the start of the engine process."""
-
-    lookup_chunks: int
-    hit_chunks: int
-    retrieved_chunks: int
-    stored_chunks: int
-    stored_bytes: int
-    retrieved_bytes: int
-    evicted_chunks: int
-    aborted_chunks: int
-    no_room_chunks: int
-
-
-class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One client of the bus that can hold leases."""
-
-    who: str
-    pid: int
-    client: str
-    """Digest of the client's id."""
-    connections: int
-    leases: int
-    leased_chunks: int
-
-
-class NamespaceStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One namespace and what it occupies."""
-
-    namespace_id: int
-    namespace: Namespace
-    ready_chunks: int
-
-
-class BusStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What the bus saw since the start of the engine process."""
-
-    addresses: list[str]
-    messages: int
-    errors: int
-    not_well_framed: int
-    undeliverable: int
-
-
-class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Status`, and the body of GET /status."""
-
-    server: str
-    version: str
-    state: str
-    """`ready` or `draining`."""
-    epoch: int
-    uptime_s: float
-    run_dir: str
-    processes: dict[str, ProcessInfo]
-    l1: L1Status
-    counters: CacheCounters
-    bus: BusStatus
-    clients: list[ClientStatus]
-    namespaces: list[NamespaceStatus]
 
 
 class Status(Request[StatusReport], frozen=True):
     """What is going on?"""
 
 
-class ConfigReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `GetConfig`: values as YAML would spell them, secrets left out."""
-
-    config: dict[str, str | int | float | bool | list[str] | None]
-
-
 class GetConfig(Request[ConfigReport], frozen=True):
     """With which values does this server run?"""
-
-
-class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `Check`: every broken invariant as a sentence; empty is good."""
-
-    faults: list[str]
-    checked_slots: int
 
 
 class Check(Request[CheckReport], frozen=True):

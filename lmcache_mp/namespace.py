@@ -37,9 +37,10 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
         """16 bytes that name this namespace in records and envelopes."""
         return hashlib.sha256(b"lmcache-mp namespace 1\0" + encode(self)).digest()[:16]
 
-    def same_name(self, other: Namespace) -> bool:
-        """Whether the two differ in nothing but the size of a shard, which cannot both be true."""
-        return msgspec.structs.replace(other, shard_bytes=self.shard_bytes) == self
+    @property
+    def name(self) -> Namespace:
+        """All but the size of a shard: two that differ in nothing else cannot both be true."""
+        return msgspec.structs.replace(self, shard_bytes=1)
 
 
 encode = msgspec.msgpack.Encoder(order="deterministic").encode

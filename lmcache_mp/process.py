@@ -1,4 +1,4 @@
-"""What every process of the server does about its parent: it does not outlive it.
+"""What every process of the server does about its parent, which it does not outlive, and memory.
 
 A parent starts its child from its main thread with `child_environment()`; the child calls
 `die_with_parent()` first of all. When the parent ends, however it ends, the child gets a SIGTERM.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -37,6 +38,17 @@ def die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if parent_is_gone():
         sys.exit(0)
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Bound what this process takes for itself. Files mapped shared, as L1, do not count.
+
+    At the bound allocations fail: Python raises `MemoryError`, libzmq aborts the process.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        most_bytes = min(most_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, hard))
 
 
 def parent_is_gone() -> bool:

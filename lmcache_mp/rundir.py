@@ -5,11 +5,14 @@
     <run-dir>/supervisor.lock  held while a server of this name runs; engine.lock likewise
     <run-dir>/clients/<hex>    one file per client, locked while it lives
 
-Everything is 0700/0600: who can open a path here may use the cache.
+Everything is 0700/0600: who can open a path here may use the cache. With an access group its
+members may enter the directory, open the socket and L1, and make their files in clients/, but not
+list them: nobody can pass for a client whose name they do not know. All else stays closed to them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -17,12 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bus import validate_address
+from lmcache_mp import access
+from lmcache_mp.access import RunDirError as RunDirError  # which all here raises
 
 UNSAFE_FILESYSTEMS = ("nfs", "nfs4", "9p", "fuse.sshfs", "cifs")  # their locks do not prove a life
-
-
-class RunDirError(Exception):
-    """The run directory cannot be used; the sentence says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,49 +47,75 @@ class RunDir:
         """The resolved settings as JSON."""
         return self.path / "config.json"
 
-    def create(self) -> None:
-        """Make the directory, or check that an existing one is ours alone."""
+    def create(self, group: int | None = None) -> None:
+        """Make the directory, or check that an existing one is ours; open it to `group` alone.
+
+        Raises `RunDirError`. A mode that an operator chose is left, where it does no harm.
+        """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self.path.stat()
-            if found.st_uid != os.geteuid():
-                raise RunDirError(
-                    f"run directory {self.path} belongs to uid {found.st_uid}, this is uid"
-                    f" {os.geteuid()}: choose another with --run-dir"
-                )
-            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise RunDirError(
-                    f"run directory {self.path} has mode {stat.S_IMODE(found.st_mode):04o}, others"
-                    f" may write to it: chmod 0700 {self.path}"
-                )
-            self.clients.mkdir(mode=0o700, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch(mode=0o600)
-            probe.unlink()
+            with access.closed_umask():
+                self.check()
+                self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.check()
+                self.clients.mkdir(mode=0o700, exist_ok=True)
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+            if mode == access.RUN_DIR or (group is not None and not mode & stat.S_IXOTH):
+                access.share(self.path, group, access.RUN_DIR)
+            access.share(self.clients, group, access.CLIENTS)
+            self.try_writing()
         except OSError as fault:
             raise RunDirError(
                 f"run directory {self.path} cannot be used: {fault.strerror}: choose another with"
                 " --run-dir"
             ) from None
-        filesystem = filesystem_of(self.path)
-        if filesystem in UNSAFE_FILESYSTEMS:
+
+    def check(self) -> None:
+        """See that nobody else could change what is there, or what will be. Makes nothing.
+
+        Raises `RunDirError`, or `OSError` if it cannot be seen.
+        """
+        access.check_way(self.path)
+        if not self.path.exists():
+            return
+        access.check_ours(self.path, self.path.stat())
+        mode = stat.S_IMODE(self.path.stat().st_mode)
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise RunDirError(
+                f"run directory {self.path} has mode {mode:04o}, others may write to it: chmod 0700"
+                f" {self.path}"
+            )
+        with contextlib.suppress(FileNotFoundError):
+            access.check_ours(self.clients, self.clients.lstat())
+        if (filesystem := filesystem_of(self.path)) in UNSAFE_FILESYSTEMS:
             raise RunDirError(
                 f"run directory {self.path} is on {filesystem}, whose locks do not prove that a"
                 " client lives: choose a local directory with --run-dir"
             )
 
+    def try_writing(self) -> None:
+        """Make and remove a file; raises `OSError`."""
+        probe = self.path / ".writable"
+        probe.touch(mode=0o600)
+        probe.unlink()
+
     def lock(self, name: str) -> int:
         """Take `<run-dir>/<name>.lock` for this process; the descriptor holds it.
 
-        Raises `BlockingIOError` if another process has it.
+        Raises `BlockingIOError` if another process has it, `RunDirError` if it cannot be taken.
         """
-        descriptor = os.open(
-            self.path / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        path = self.path / f"{name}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as fault:
+            raise RunDirError(
+                f"{path} cannot be opened: {fault.strerror}: make that possible, or choose another"
+                " directory with --run-dir"
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+            with contextlib.suppress(OSError):  # a full disk: the lock counts, not who has it
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
         except BaseException:
             os.close(descriptor)
             raise

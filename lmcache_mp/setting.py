@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from lmcache_mp.units import Size
+from lmcache_mp.redaction import without_secrets
 
 ENV_PREFIX = "LMCACHE_MP_"
 
@@ -74,7 +74,7 @@ class Setting:
             if fault.__cause__ is not None:  # a sentence of the type's own
                 raise ConfigError(f"{self.key} from {source}: {fault}") from None
             raise ConfigError(
-                f"{self.key} from {source}: {plain(value)!r}: expected {self.form}"
+                f"{self.key} from {source}: {without_secrets(plain(value))!r}: expected {self.form}"
             ) from None
 
 
@@ -142,6 +142,7 @@ def from_plain(kind: type, value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """A setting's value in the types that YAML and JSON have."""
-    if isinstance(value, Size):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [plain(each) for each in value]
+    as_plain = getattr(value, "plain", None)
+    return value if as_plain is None else as_plain()

@@ -42,6 +42,10 @@ class Size(int):
         whole, rest = divmod(number * _DECIMALS // factor, _DECIMALS)
         return f"{whole}.{rest:03d}".rstrip("0").rstrip(".") + unit
 
+    def plain(self) -> str:
+        """As JSON and YAML would have it."""
+        return str(self)
+
     @override
     def __repr__(self) -> str:
         return f"Size({str(self)!r})"

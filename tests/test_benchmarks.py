@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from benchmarks.bench_hot_path import QUESTIONS
+from benchmarks.flooder import Flood
 from benchmarks.harness import Figure, Line, take_turns
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,25 @@ def test_the_bus_answers_with_complete_lines(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = lines_of(tmp_path / "lines")
     assert len(lines) == 5
+    for line in lines:
+        check_is_complete(line)
+
+
+def test_a_restart_answers_with_complete_lines(tmp_path: Path) -> None:
+    effort = ["--chunks", "0,256,512", "--rounds", "1", "--deaths", "3"]
+    done = run("bench_restart", *effort, "--json", str(tmp_path / "lines"))
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / "lines")
+    assert len(lines) == 5
+    for line in lines:
+        check_is_complete(line)
+
+
+def test_each_flood_answers_with_complete_lines(tmp_path: Path) -> None:
+    done = run("bench_flood", "--quick", "--json", str(tmp_path / "lines"))
+    assert done.returncode == 0, done.stderr
+    lines = lines_of(tmp_path / "lines")
+    assert len(lines) == 2 * (1 + len(Flood))
     for line in lines:
         check_is_complete(line)
 

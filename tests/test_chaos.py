@@ -55,7 +55,8 @@ def test_events_are_in_order_and_leave_calm_at_both_ends(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_every_kind_happens_within_a_minute(seed: int) -> None:
-    assert {event.kind for event in plan(seed, 60, 3)} == set(Kind)
+    happening = {event.kind for event in plan(seed, 60, 3)}
+    assert happening == set(Kind) - {Kind.CLIENT_DIES_WAITING}  # only before L1 has memory
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,6 +12,7 @@ import pytest
 from lmcache_mp.cli.sources import resolve
 from lmcache_mp.config import Config, ConfigError, settings
 from lmcache_mp.rundir import RunDir
+from lmcache_mp.tiering.spec import AdapterSpec
 from lmcache_mp.units import Size
 
 OTHER_VALUES: dict[str, tuple[str, Any]] = {
@@ -19,6 +20,20 @@ OTHER_VALUES: dict[str, tuple[str, Any]] = {
     "run_dir": ("/run/x", "/run/x"),
     "bus": ("ipc:///run/x/extra.sock", ("ipc:///run/x/extra.sock",)),
     "bus_insecure_loopback": ("true", True),
+    "bus_keys": ("/etc/keys", "/etc/keys"),
+    "bus_max_message": ("2MiB", Size("2MiB")),
+    "bus_queue_messages": ("512", 512),
+    "max_connections": ("7", 7),
+    "max_open_calls": ("200", 200),
+    "max_leases": ("9", 9),
+    "engine_memory": ("1GiB", Size("1GiB")),
+    "access_group": ("users", "users"),
+    "l2": (
+        '{"type": "memory", "name": "m"}',
+        (AdapterSpec({"type": "memory", "name": "m"}),),
+    ),
+    "http_token_file": ("/etc/token", "/etc/token"),
+    "http_allowed_host": ("kv.example", ("kv.example",)),
     "l1_size": ("1.5GiB", Size("1.5GiB")),
     "l1_dir": ("/mnt/huge", "/mnt/huge"),
     "keep_l1": ("false", False),
@@ -159,8 +174,8 @@ def test_a_bad_value_is_refused_by_key_value_and_source(
     ("settings", "sentence"),
     [
         ({"bus": ("nonsense",)}, "bus address 'nonsense': expected ipc:///path/of/socket"),
-        ({"bus": ("tcp://10.0.0.1:5555",)}, "will require CURVE keys; this version has none"),
-        ({"bus": ("tcp://*:5555",), "bus_insecure_loopback": True}, "CURVE"),
+        ({"bus": ("tcp://10.0.0.1:5555",)}, "make some with `lmcache-mp keys`"),
+        ({"bus": ("tcp://*:5555",), "bus_insecure_loopback": True}, "requires keys"),
         ({"bus": ("tcp://127.0.0.1:5555",)}, "set bus_insecure_loopback if that is meant"),
         ({"http_port": -1}, "http_port from the program: -1: expected a whole number"),
         ({"keep_l1": "yes"}, "keep_l1 from the program: 'yes': expected true or false"),

@@ -39,22 +39,26 @@ class Node:
         self._api_dir.mkdir()
         self.engine = EngineProcess({"l1_size": "8MiB", "http_api_dir": (str(self._api_dir),)})
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._address = self._listener.getsockname()
+        self.address = self._listener.getsockname()
         self._started: list[subprocess.Popen[bytes]] = []
-        self._client = httpx.Client(
-            base_url="http://{}:{}".format(*self._address), timeout=WAIT_S, trust_env=False
-        )
+        self._client = self._new_client()
 
     @property
     def engine_pid(self) -> int:
         assert self.engine.process is not None
         return self.engine.process.pid
 
-    def start_http(self) -> subprocess.Popen[bytes]:
+    @property
+    def http_pid(self) -> int:
+        return self._started[-1].pid
+
+    def start_http(self, *wrapper: str) -> subprocess.Popen[bytes]:
+        """Start it; `wrapper` is a command that runs the one after it."""
         run_dir, descriptor = str(self.engine.run_dir.path), self._listener.fileno()
+        command = [sys.executable, "-m", "http_apis", "--run-dir", run_dir]
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "http_apis", "--run-dir", run_dir, "--fd", str(descriptor)],
+                [*wrapper, *command, "--fd", str(descriptor)],
                 pass_fds=(descriptor,),
                 stderr=log,
                 env=child_environment(),
@@ -80,8 +84,17 @@ class Node:
     def status(self) -> ServerStatus:
         return msgspec.json.decode(self.get("/status").content, type=ServerStatus)
 
+    def close_idle(self) -> None:
+        """Let the next request have a connection of its own."""
+        self._client.close()
+        self._client = self._new_client()
+
     def connection(self) -> socket.socket:
-        return socket.create_connection(self._address, timeout=WAIT_S)
+        return socket.create_connection(self.address, timeout=WAIT_S)
+
+    def _new_client(self) -> httpx.Client:
+        url = "http://{}:{}".format(*self.address)
+        return httpx.Client(base_url=url, timeout=WAIT_S, trust_env=False)
 
     def close(self) -> None:
         self._client.close()
@@ -250,7 +263,7 @@ def test_a_failing_route_is_logged_with_its_traceback(node: Node) -> None:
 def test_a_connection_waits_in_the_backlog_while_http_starts_and_restarts(node: Node) -> None:
     for _ in range(2):
         with node.connection() as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             http = node.start_http()
             assert connection.recv(4096).startswith(b"HTTP/1.1 200 OK")
         http.send_signal(signal.SIGTERM)
@@ -266,7 +279,7 @@ def test_sigterm_during_the_start_ends_it_with_0(node: Node) -> None:
 def test_sigterm_ends_it_with_0_while_a_connection_is_open(node: Node, sent: bytes) -> None:
     http = node.start_http()
     with node.connection() as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\nHost: node\r\n\r\n")
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(4096)
         connection.sendall(sent)
         http.send_signal(signal.SIGTERM)
@@ -294,7 +307,7 @@ def test_sigterm_ends_it_with_0_while_a_stream_is_open(node: Node) -> None:
     )
     http = node.start_http()
     with node.connection() as connection:
-        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: node\r\n\r\n")
+        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         received = b""
         while b"first" not in received:
             received += connection.recv(4096)

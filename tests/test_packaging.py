@@ -203,6 +203,8 @@ def test_every_command_runs(server: Server) -> None:
         "check": run("lmcache-mp", "check", *which),
         "config": run("lmcache-mp", "config", *which),
         "doctor": run("lmcache-mp", "doctor", "--l1-size", "16MiB", *which),
+        "l2": run("lmcache-mp", "l2", "list", *which),
+        "keys": run("lmcache-mp", "keys", "server", str(server.log.with_suffix(".keys"))),
         "completion": run("lmcache-mp", "completion", "bash"),
     }
     assert server.name in shown["status"]
@@ -210,6 +212,8 @@ def test_every_command_runs(server: Server) -> None:
     assert "no fault" in shown["check"]
     assert f"name = {server.name}" in shown["config"]
     assert f"'{server.name}' " in shown["doctor"]
+    assert "has no L2 adapter" in shown["l2"]
+    assert "made the server's keys" in shown["keys"]
     assert "complete " in shown["completion"]
     page = run("lmcache-mp", "config", "--markdown")
     assert page == (CHECKOUT / "docs" / "configuration.md").read_text()

@@ -28,8 +28,8 @@ ENGINE = '''
 """Answers heartbeats, and writes each into a file. argv: bus address, file, how it behaves."""
 import json, os, signal, sys, time
 import msgspec
-from bus import Call, Done, Server
-from lmcache_mp.messages import Heartbeat
+from bus import Call, Server
+from lmcache_mp.messages import Beat, Heartbeat
 from lmcache_mp.process import die_with_parent
 
 die_with_parent()
@@ -44,10 +44,10 @@ if "deaf-to-sigterm" in behaviour:
 else:
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
 
-def heartbeat(call: Call, message: Heartbeat) -> Done:
+def heartbeat(call: Call, message: Heartbeat) -> Beat:
     with open(heard, "a") as file:
         file.write(msgspec.json.encode(message.processes).decode() + "\\n")
-    return Done()
+    return Beat(l2=[])
 
 server = Server([Heartbeat], epoch=1)
 server.on(Heartbeat, heartbeat)
@@ -89,7 +89,9 @@ if told["subreaper"]:
 configure("info", "text", "supervisor")
 engine = Child("engine", told["engine"], cold_command=[*told["engine"], "--cold"], probed=True)
 http = Child("http", told["http"], address="http://127.0.0.1:1")
-sys.exit(Supervisor(engine, http, told["address"], Patience(**told["patience"])).run())
+no_worker = lambda name: Child(name, ["false"])
+patience = Patience(**told["patience"])
+sys.exit(Supervisor(engine, http, no_worker, told["address"], patience).run())
 '''
 
 PATIENCE = {"answer_s": 1.0, "abort_s": 0.3, "drain_s": 1.0, "stop_s": 1.0, "hastened_s": 0.2}

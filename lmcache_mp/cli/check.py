@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from lmcache_mp.cli.link import call
+from lmcache_mp.cli.link import Link
 from lmcache_mp.cli.patience import patience
 from lmcache_mp.cli.sources import Resolved
 from lmcache_mp.messages import Check
 
 
-def run(resolved: Resolved) -> int:
+def run(resolved: Resolved, *, address: str | None, key_file: str | None) -> int:
     """Print every broken invariant; 1 if there is one."""
     with patience("comparing every slot: the server answers nobody meanwhile"):
-        report = call(resolved.config, Check(), timeout_s=300.0)
+        report = Link(resolved.config, address, key_file).call(Check(), timeout_s=300.0)
     for fault in report.faults:
         print(fault)
     faults = f"{len(report.faults)} faults" if report.faults else "no fault"

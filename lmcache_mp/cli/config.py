@@ -27,8 +27,8 @@ def run(resolved: Resolved, *, json: bool, markdown: bool) -> int:
 
 def rows(resolved: Resolved) -> list[dict[str, Any]]:
     """One object per setting."""
-    values = resolved.config.builtins()
-    defaults = type(resolved.config)().builtins()
+    values = resolved.config.shown()
+    defaults = type(resolved.config)().shown()
     return [
         {
             "key": setting.key,

@@ -10,16 +10,15 @@ from rich.text import Text
 
 from lmcache_mp.cli.rates import Rates
 from lmcache_mp.messages import (
-    CacheCounters,
     ClientStatus,
-    L1Status,
     NamespaceStatus,
     ProcessInfo,
     StatusReport,
 )
+from lmcache_mp.tiering.status import L2Status
 from lmcache_mp.units import format_bytes
 
-GOOD_STATES = ("ready", "running")
+GOOD_STATES = ("ready", "running", "open")
 BAR_CELLS = 24
 PIPE_COLUMNS = 160  # nothing is cut off for grep
 
@@ -37,10 +36,11 @@ def page(report: StatusReport, rates: Rates | None = None) -> RenderableType:
     return Group(
         _title(report),
         Text(),
-        _gauges(report.l1, report.counters, rates),
+        _gauges(report, rates),
         Text(),
         _processes(report.processes),
         Text(),
+        *((adapters(report.l2), Text()) if report.l2 else ()),
         _clients(report.clients),
         Text(),
         _namespaces(report.namespaces),
@@ -67,7 +67,8 @@ def _title(report: StatusReport) -> Text:
     )
 
 
-def _gauges(l1: L1Status, counters: CacheCounters, rates: Rates | None) -> Table:
+def _gauges(report: StatusReport, rates: Rates | None) -> Table:
+    l1, counters, bus = report.l1, report.counters, report.bus
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column(width=BAR_CELLS)
@@ -107,6 +108,13 @@ def _gauges(l1: L1Status, counters: CacheCounters, rates: Rates | None) -> Table
         f" {format_bytes(counters.retrieved_bytes)} retrieved,"
         f" {counters.no_room_chunks:,} chunks found no room",
     )
+    grid.add_row(
+        "bus",
+        "",
+        "",
+        f"{bus.messages:,} messages, {bus.errors:,} errors, {bus.refused:,} connections refused,"
+        f" {bus.not_well_framed:,} dropped",
+    )
     if rates is not None:
         grid.add_row(
             "per second",
@@ -136,6 +144,26 @@ def _processes(processes: dict[str, ProcessInfo]) -> Table:
                 ),
             )
             for name, process in processes.items()
+        ),
+    )
+
+
+def adapters(found: Sequence[L2Status]) -> Table:
+    """The adapters of L2, in the order in which they are asked."""
+    return _table(
+        ("adapter", "type", "state", "stored", "loaded", "waiting", "lost", ""),
+        (
+            (
+                safe(adapter.name),
+                safe(str(adapter.spec.get("type", ""))),
+                _state(adapter.state),
+                format_bytes(adapter.counters.cascaded_bytes),
+                format_bytes(adapter.counters.loaded_bytes),
+                format_bytes(adapter.queued_bytes),
+                f"{adapter.counters.lost_chunks:,}",
+                Text(safe(adapter.error), "yellow"),
+            )
+            for adapter in found
         ),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -9,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lmcache_mp.config import Config, ConfigError, settings
 from lmcache_mp.process import PARENT_PID_VARIABLE
 from lmcache_mp.setting import ENV_PREFIX, Setting
 
 FILE_VARIABLE = ENV_PREFIX + "CONFIG"
+TEST_PREFIX = ENV_PREFIX + "TEST_"
+"""Of variables that are the test suite's."""
+KEY_FILE_VARIABLE = ENV_PREFIX + "KEY_FILE"
 
 # What Kubernetes sets in every pod beside a service called lmcache-mp or lmcache-mp-<something>.
 _OF_KUBERNETES = re.compile(
@@ -64,23 +70,31 @@ def _from_flags(flags: Mapping[str, Any]) -> Layer:
 
 
 def _from_environment(environment: Mapping[str, str]) -> Layer:
-    """Lists are separated by commas; an empty variable counts as not set."""
+    """Lists are separated by commas, or JSON; an empty variable counts as not set."""
     by_name = {setting.env: setting for setting in settings()}
-    known = {FILE_VARIABLE, PARENT_PID_VARIABLE, *by_name}
+    known = {FILE_VARIABLE, KEY_FILE_VARIABLE, PARENT_PID_VARIABLE, *by_name}
     layer: Layer = []
     for name, text in environment.items():
         if not name.startswith(ENV_PREFIX) or not text:
             continue
         if name not in known:
-            if _OF_KUBERNETES.fullmatch(name):
+            if _OF_KUBERNETES.fullmatch(name) or name.startswith(TEST_PREFIX):
                 continue
             raise ConfigError(
                 f"unknown environment variable {name}: {nearest(name, sorted(known))}"
             )
         if (setting := by_name.get(name)) is not None:
-            value = [part.strip() for part in text.split(",")] if setting.is_list else text
-            layer.append((setting, value, name, True))
+            layer.append((setting, _listed(text) if setting.is_list else text, name, True))
     return layer
+
+
+def _listed(text: str) -> list[Any]:
+    """The items of a list: `a, b`, or a mapping or a list of them as JSON."""
+    if text.lstrip()[0] in "[{":
+        with contextlib.suppress(msgspec.DecodeError):
+            value = msgspec.json.decode(text)
+            return value if isinstance(value, list) else [value]
+    return [part.strip() for part in text.split(",")]
 
 
 def _from_file(path: Path) -> Layer:

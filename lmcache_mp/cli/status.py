@@ -5,22 +5,30 @@ from __future__ import annotations
 import msgspec
 
 from lmcache_mp.cli.failure import Failure
-from lmcache_mp.cli.link import call
+from lmcache_mp.cli.link import Link
 from lmcache_mp.cli.sources import Resolved
 from lmcache_mp.messages import Status
 
 SHORTEST_S, LONGEST_S = 0.1, 3600.0
 
 
-def run(resolved: Resolved, *, json: bool, watch: str | None) -> int:
+def run(
+    resolved: Resolved,
+    *,
+    json: bool,
+    watch: str | None,
+    address: str | None,
+    key_file: str | None,
+) -> int:
     """Show the report of a running server, for people or as JSON."""
+    link = Link(resolved.config, address, key_file)
     if watch is not None:
         if json:
             raise Failure("--watch is for people: call `status --json` as often as you like", 2)
         from lmcache_mp.cli.watch import watch as watched
 
-        return watched(resolved.config, _seconds(watch))
-    report = call(resolved.config, Status())
+        return watched(link, _seconds(watch))
+    report = link.call(Status())
     if json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:

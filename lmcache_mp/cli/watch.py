@@ -12,10 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from lmcache_mp.cli.failure import Failure
-from lmcache_mp.cli.link import call
+from lmcache_mp.cli.link import Link
 from lmcache_mp.cli.rates import Rates
 from lmcache_mp.cli.screen import console, duration, page
-from lmcache_mp.config import Config
 from lmcache_mp.messages import Status, StatusReport
 
 ANSWER_S = 2.0
@@ -24,10 +23,10 @@ NEWS_S = 60.0
 """How long it is said that the server came back."""
 
 
-def watch(config: Config, every_s: float) -> int:
+def watch(link: Link, every_s: float) -> int:
     """Show the report every so many seconds until Ctrl-C, which is no failure."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminal gets its cursor back
-    watched = Watched(lambda: call(config, Status(), ANSWER_S))
+    watched = Watched(lambda: link.call(Status(), ANSWER_S))
     with contextlib.suppress(KeyboardInterrupt), _shown(console()) as show:
         while True:
             show(watched.next(time.monotonic()))

@@ -7,21 +7,21 @@ something has been copied already, waits that long for a server that restarts.
 
 from __future__ import annotations
 
-import logging
-import time
 from array import array
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import bus
 from lmcache_mp import namespace as namespaces
 from lmcache_mp.client.counters import Counters
 from lmcache_mp.client.deadline import Deadline
+from lmcache_mp.client.grants import committed, leased
 from lmcache_mp.client.leases import Pin, RetrieveHit, Slots, StoreBatch
 from lmcache_mp.client.session import ClientClosed, Link, Session
-from lmcache_mp.errors import BadShard, LeaseNotFound, LeaseRefused, NotRegistered
+from lmcache_mp.errors import BadShard, LeaseRefused, NotRegistered
+from lmcache_mp.key_files import curve_for
 from lmcache_mp.keys import ChunkKeys, ExtraKeys, TokenIds, chunk_keys
-from lmcache_mp.logging import init_logger
 from lmcache_mp.messages import (
     Clear,
     CommitStore,
@@ -34,12 +34,11 @@ from lmcache_mp.messages import (
 )
 from lmcache_mp.messages import Pin as PinMessage
 from lmcache_mp.namespace import Namespace
+from lmcache_mp.tiering.messages import Prefetch
 
 T = TypeVar("T")
-R = TypeVar("R")
-log = init_logger(__name__)
-
-COMMIT_RETRY_S = 0.01
+WAIT_SHARE = 0.75
+"""Of what is left of a deadline: so long the server may wait for L2 before it answers."""
 
 _WORTH_A_NEW_CONNECTION = (bus.Unavailable, bus.StaleEpoch, LeaseRefused, NotRegistered)
 """What a connection that has become stale is answered with."""
@@ -50,13 +49,12 @@ class CacheClient:
 
     def __init__(
         self,
-        address: str,
+        session: Session,
         namespace: Namespace,
         *,
         shard: int,
         fail_open: bool,
         timeout_s: float,
-        who: str,
     ) -> None:
         self.namespace = namespaces.validated(namespace)
         if not 0 <= shard < namespace.num_shards:
@@ -64,7 +62,7 @@ class CacheClient:
         self.shard = shard
         self.fail_open = fail_open
         self.counters = Counters()
-        self._session = Session(address, namespace, who)
+        self._session = session
         self._timeout_s = timeout_s
 
     @classmethod
@@ -77,22 +75,24 @@ class CacheClient:
         fail_open: bool = True,
         timeout_s: float = 2.0,
         who: str = "client",
+        key_file: str | Path | None = None,
     ) -> CacheClient:
         """A client of the server at `address` (`ipc://<run-dir>/bus.sock`).
 
-        A server that is not there is tried again later; one that refuses the namespace or the
-        protocol raises its `CallError` here, whatever `fail_open` says.
+        `key_file`, as `lmcache-mp keys client` makes it, for a tcp address that requires one: such
+        a client may look up and manage, but is given no bytes. A server that is not there is tried
+        again later; one that refuses the namespace or the protocol raises its `CallError` here,
+        whatever `fail_open` says, and so does a key file that cannot be used.
         """
-        cache = cls(
-            address, namespace, shard=shard, fail_open=fail_open, timeout_s=timeout_s, who=who
-        )
+        session = Session(address, namespace, who, curve_for(address, key_file))
+        cache = cls(session, namespace, shard=shard, fail_open=fail_open, timeout_s=timeout_s)
         try:
             cache._session.link(Deadline(timeout_s))
         except (bus.Unavailable, bus.DeadlineExceeded) as fault:
             if not fail_open:
                 cache.close()
                 raise
-            cache._count("connect", fault)
+            cache.counters.failed("connect", fault)
         except BaseException:
             cache.close()
             raise
@@ -104,13 +104,16 @@ class CacheClient:
         """The keys of a prompt's whole chunks; see `lmcache_mp.keys.chunk_keys`."""
         return chunk_keys(self.namespace, token_ids, salt=salt, lora=lora, extra=extra)
 
-    def lookup(self, keys: ChunkKeys, *, hold_s: float = 0.0) -> LookupReply:
-        """How much of the prompt is here; with `hold_s` it is kept that long if it can be."""
+    def lookup(self, keys: ChunkKeys, *, hold_s: float = 0.0, wait: bool = False) -> LookupReply:
+        """How much of the prompt is here; with `hold_s` it is kept that long if it can be.
+
+        With `wait`, L2 is asked before the answer; else the answer says what is known of it.
+        """
 
         def ask(link: Link, deadline: Deadline) -> LookupReply:
-            return link.client.call(
-                Lookup(link.namespace_id, keys.buffer, hold_s), deadline.left_s()
-            )
+            left_s = deadline.left_s()
+            wait_s = left_s * WAIT_SHARE if wait else 0.0
+            return link.client.call(Lookup(link.namespace_id, keys.buffer, hold_s, wait_s), left_s)
 
         reply = self._open("lookup", ask, LookupReply(0))
         self.counters.lookup_chunks += len(keys)
@@ -126,7 +129,7 @@ class CacheClient:
 
         def ask(link: Link, deadline: Deadline) -> tuple[Slots, int]:
             request = PrepareStore(link.namespace_id, keys.buffer, self.shard, keys.tenant)
-            lease_id, grant = self._lease(link, request, deadline)
+            lease_id, grant = leased(self._session, link, request, deadline)
             slots = self._slots(link, lease_id, array("I", grant.indices), array("I", grant.slots))
             slots.writable = True
             return slots, grant.no_room_chunks
@@ -134,16 +137,21 @@ class CacheClient:
         slots, no_room = self._open("store", ask, (Slots(), 0)) if len(keys) else (Slots(), 0)
         return StoreBatch(slots, no_room, self._commit, self._give_back)
 
-    def retrieve(self, keys: ChunkKeys) -> RetrieveHit:
-        """Hold the longest prefix that is here; to be used as a context manager."""
-        return self.begin_retrieve(keys)
+    def retrieve(self, keys: ChunkKeys, *, wait: bool = True) -> RetrieveHit:
+        """Hold the longest prefix that is here; to be used as a context manager.
 
-    def begin_retrieve(self, keys: ChunkKeys) -> RetrieveHit:
+        By default that waits for what L2 brings, for most of the client's `timeout_s`; without
+        `wait` it is what is in L1.
+        """
+        return self.begin_retrieve(keys, wait=wait)
+
+    def begin_retrieve(self, keys: ChunkKeys, *, wait: bool = True) -> RetrieveHit:
         """As `retrieve`, for a caller that releases later."""
 
         def ask(link: Link, deadline: Deadline) -> Slots:
-            request = PrepareRetrieve(link.namespace_id, keys.buffer)
-            lease_id, grant = self._lease(link, request, deadline)
+            wait_s = deadline.left_s() * WAIT_SHARE if wait else 0.0
+            request = PrepareRetrieve(link.namespace_id, keys.buffer, wait_s)
+            lease_id, grant = leased(self._session, link, request, deadline)
             addresses = array("I", grant.slots)
             return self._slots(link, lease_id, array("I", range(len(addresses))), addresses)
 
@@ -151,13 +159,21 @@ class CacheClient:
         self.counters.retrieved_chunks += len(slots)
         return RetrieveHit(slots, self._give_back, self._session.owe)
 
+    def prefetch(self, keys: ChunkKeys) -> int:
+        """Have what L2 has of the prompt brought to L1; returns what is there already."""
+
+        def ask(link: Link, deadline: Deadline) -> int:
+            request = Prefetch(link.namespace_id, keys.buffer)
+            return link.client.call(request, deadline.left_s()).l1_chunks
+
+        return self._open("prefetch", ask, 0)
+
     def pin(self, keys: ChunkKeys) -> Pin:
         """Keep the longest prefix from eviction while this client lives, or until released."""
 
         def ask(link: Link, deadline: Deadline) -> tuple[int, int]:
-            lease_id, pinned = self._lease(
-                link, PinMessage(link.namespace_id, keys.buffer), deadline
-            )
+            request = PinMessage(link.namespace_id, keys.buffer)
+            lease_id, pinned = leased(self._session, link, request, deadline)
             if not pinned.chunks:
                 self._session.held.discard(lease_id)
             return (lease_id if pinned.chunks else 0), pinned.chunks
@@ -218,33 +234,12 @@ class CacheClient:
                 self._session.lose_link()
                 return ask(self._session.link(deadline), deadline)
         except bus.BusError as fault:
-            self._count(verb, fault)
+            self.counters.failed(verb, fault)
             if not isinstance(fault, bus.CallError):
                 self._session.lose_link()
             if not self.fail_open:
                 raise
             return otherwise
-
-    def _lease(self, link: Link, request: bus.Request[R], deadline: Deadline) -> tuple[int, R]:
-        """A call that grants a lease, and the lease's id.
-
-        If its answer is not seen, the connection goes, so that the answer cannot be delivered, and
-        the lease is owed, in case it has been.
-        """
-        self._session.require_lease_right()
-        lease_id = self._session.new_lease_id()
-        try:
-            reply = link.client.start(request, lease_id).result(deadline.left_s())
-        except bus.CallError:
-            self._session.held.discard(lease_id)
-            raise
-        except bus.BusError:
-            self._session.lose_link()
-            self._session.owe(lease_id)
-            raise
-        if lease_id not in self._session.held:  # another thread has met the server's successor
-            raise bus.Unavailable(f"lease {lease_id} did not outlive the server that granted it")
-        return lease_id, reply
 
     def _slots(
         self, link: Link, lease_id: int, indices: array[int], addresses: array[int]
@@ -267,37 +262,13 @@ class CacheClient:
         request = CommitStore(slots.lease_id, positions)
         deadline = Deadline(self._timeout_s)
         try:
-            taken = self._committed(request, deadline)
+            taken = committed(self._session, request, deadline)
         except bus.BusError as fault:
             self._session.owe(slots.lease_id)
-            self._count("commit", fault)
+            self.counters.failed("commit", fault)
             if not self.fail_open:
                 raise
             return 0
         self._session.held.discard(slots.lease_id)
         self.counters.stored_chunks += taken
         return taken
-
-    def _committed(self, request: CommitStore, deadline: Deadline) -> int:
-        while True:
-            try:
-                link = self._session.link(deadline)
-                if request.lease_id not in self._session.held:
-                    raise LeaseNotFound(
-                        f"lease {request.lease_id} is not known to the server's successor: the"
-                        " commit came through before, or the chunks are lost"
-                    )
-                return link.client.call(request, deadline.left_s()).chunks
-            except ClientClosed:
-                raise
-            except bus.Unavailable:
-                self._session.lose_link()
-                time.sleep(min(COMMIT_RETRY_S, deadline.left_s()))
-
-    def _count(self, verb: str, fault: bus.BusError) -> None:
-        failures = self.counters.failures
-        failures[verb] = failures.get(verb, 0) + 1
-        why = str(fault)  # not the exception: its traceback would keep what the frames hold
-        level = logging.WARNING if why != self.counters.last_failure else logging.DEBUG
-        self.counters.last_failure = why
-        log.log(level, "%s failed open: %s", verb, why)

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bus
-from bus import Unavailable
+from bus import ClientCurve, Unavailable
+from lmcache_mp.access import why_no_access
 from lmcache_mp.client.deadline import Deadline
 from lmcache_mp.client.mapping import Mapping
 from lmcache_mp.errors import LeaseRefused
@@ -49,9 +50,12 @@ class Link:
 class Session:
     """See the module. Its methods may be called from any thread."""
 
-    def __init__(self, address: str, namespace: Namespace, who: str) -> None:
+    def __init__(
+        self, address: str, namespace: Namespace | None, who: str, curve: ClientCurve | None = None
+    ) -> None:
         self.address = bus.validate_address(address)
         self.namespace = namespace
+        """None: of a client that registers none, a worker."""
         self.refused = ""
         """Why the server gives this client no bytes, if it does not."""
         self.held: set[int] = set()
@@ -60,6 +64,7 @@ class Session:
         self.owed: deque[int] = deque()
         """Lease ids to be given back. (Appended to by finalizers, so it needs no lock.)"""
         self._who = who
+        self._curve = curve
         self._epoch = 0
         self._mapping: Mapping | None = None
         self._call_ids = itertools.count(1)
@@ -68,6 +73,7 @@ class Session:
         self._local = threading.local()
         self._links: list[tuple[threading.Thread, Link]] = []
         self._retry_at_s = 0.0
+        self._last_fault = ""
         self._back_off_s = FIRST_BACK_OFF_S
         self._closed = ""
         _sessions.add(self)
@@ -163,10 +169,11 @@ class Session:
                 raise ClientClosed(self._closed)
             self.lose_link()
             if time.monotonic() < self._retry_at_s:
-                raise Unavailable(f"no server at {self.address} a moment ago: not tried again yet")
+                raise Unavailable(f"a moment ago, and not tried again yet: {self._last_fault}")
             try:
                 link = self._introduced(deadline)
-            except BaseException:
+            except BaseException as fault:
+                self._last_fault = str(fault)
                 self._retry_at_s = time.monotonic() + self._back_off_s
                 self._back_off_s = min(self._back_off_s * 2, LONGEST_BACK_OFF_S)
                 raise
@@ -180,9 +187,17 @@ class Session:
 
     def _introduced(self, deadline: Deadline) -> Link:
         """A connection that is welcome."""
-        client = bus.Client(
-            self.address, connect_timeout_s=deadline.left_s(), call_ids=self._call_ids
-        )
+        try:
+            client = bus.Client(
+                self.address,
+                connect_timeout_s=deadline.left_s(),
+                call_ids=self._call_ids,
+                curve=self._curve,
+            )
+        except Unavailable:
+            if why := why_no_access(self.address):
+                raise Unavailable(f"no access to the server at {self.address}: {why}") from None
+            raise
         try:
             welcome = client.call(self._hello(), deadline.left_s())
             if not welcome.may_lease and self._lost_its_file():
@@ -190,14 +205,19 @@ class Session:
                 welcome = client.call(self._hello(), deadline.left_s())
             client.epoch = welcome.epoch
             self._settle_with(welcome)
-            registered = client.call(RegisterNamespace(namespace=self.namespace), deadline.left_s())
-            return Link(client, registered.namespace_id, self._mapping)
+            return Link(client, self._namespace_id(client, deadline), self._mapping)
         except OSError as fault:
             client.close()
             raise Unavailable(f"no access to the server at {self.address}: {fault}") from None
         except BaseException:
             client.close()
             raise
+
+    def _namespace_id(self, client: bus.Client, deadline: Deadline) -> int:
+        if self.namespace is None:
+            return 0
+        request = RegisterNamespace(namespace=self.namespace)
+        return client.call(request, deadline.left_s()).namespace_id
 
     def _hello(self) -> Hello:
         if not self.address.startswith("ipc://"):
@@ -232,7 +252,7 @@ class Session:
 
     def _ask_for_segment(self) -> Segment:
         """What the server says of its segment now, over a connection of the asking thread."""
-        with bus.Client(self.address, connect_timeout_s=1.0) as client:
+        with bus.Client(self.address, connect_timeout_s=1.0, curve=self._curve) as client:
             return client.call(Hello(who=self._who, pid=os.getpid())).segment
 
     @property

@@ -12,6 +12,7 @@ from lmcache_mp.config import Config
 from lmcache_mp.doctor import limits, memory, places, versions
 from lmcache_mp.doctor.finding import Finding
 from lmcache_mp.doctor.server import server
+from lmcache_mp.doctor.sharing import sharing
 from lmcache_mp.l1.room import default_l1_bytes
 from lmcache_mp.messages import StatusReport
 from lmcache_mp.rundir import L1Files
@@ -25,6 +26,7 @@ def examine(config: Config) -> Iterator[Finding]:
     standing, report = server(config.name, run_dir)
     yield standing
     yield places.run_directory(run_dir)
+    yield sharing(config, run_dir)
     yield from _memory(config)
     yield from _limits(config)
     yield from _ports(config, report)
@@ -50,7 +52,7 @@ def _memory(config: Config) -> Iterator[Finding]:
 
 
 def _limits(config: Config) -> Iterator[Finding]:
-    yield limits.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield limits.open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     size = config.l1_size
     with contextlib.suppress(OSError):  # no such directory: said elsewhere
         l1_bytes = int(size) if size is not None else default_l1_bytes(Path(config.l1_dir))

@@ -16,13 +16,13 @@ FEW_CLIENTS = 100
 _UNLIMITED = (resource.RLIM_INFINITY, -1)
 
 
-def open_files(soft_limit: int) -> Finding:
-    """Enough descriptors for the engine and its clients?"""
+def open_files(hard_limit: int) -> Finding:
+    """Enough descriptors for the engine and its clients? A server raises its own limit so far."""
     check = "open files"
-    if soft_limit in _UNLIMITED:
+    if hard_limit in _UNLIMITED:
         return ok(check, "unlimited")
-    clients = max(0, (soft_limit - FILES_OF_ENGINE) // FILES_PER_CLIENT)
-    found = f"{soft_limit}: enough for {clients} connections"
+    clients = max(0, (hard_limit - FILES_OF_ENGINE) // FILES_PER_CLIENT)
+    found = f"{hard_limit}: enough for {clients} connections"
     change = "ulimit -n 65536; systemd: LimitNOFILE=65536; docker run --ulimit nofile=65536"
     if not clients:
         return problem(check, found, change)

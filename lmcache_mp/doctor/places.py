@@ -22,8 +22,9 @@ def run_directory(run_dir: RunDir) -> Finding:
     check = "run directory"
     try:
         _ = run_dir.bus_address  # too long for a socket?
+        run_dir.check()
         if run_dir.path.is_dir():
-            run_dir.create()  # makes nothing that a server would not
+            run_dir.try_writing()
             return ok(check, f"{run_dir.path} on {filesystem_of(run_dir.path)}")
         parent = next(path for path in run_dir.path.parents if path.exists())
     except (BadAddress, RunDirError) as fault:

@@ -17,13 +17,18 @@ from pathlib import Path
 from bus import BadAddress, Server
 from lmcache_mp import logging as log_setup
 from lmcache_mp import messages, process
+from lmcache_mp.access import group_id
 from lmcache_mp.config import Config, ConfigError
 from lmcache_mp.engine.clients import Clients
+from lmcache_mp.engine.l2 import L2
 from lmcache_mp.engine.report import Facts
 from lmcache_mp.engine.service import Service
 from lmcache_mp.engine.start import adopted_or_new
+from lmcache_mp.key_files import KeyDirectory
 from lmcache_mp.l1.segment import L1Unusable
 from lmcache_mp.rundir import RunDir, RunDirError
+from lmcache_mp.tiering import messages as l2_messages
+from lmcache_mp.tiering.spec import BadAdapter
 from lmcache_mp.units import Size
 
 log = log_setup.init_logger("lmcache_mp.engine")
@@ -35,6 +40,7 @@ def main() -> None:
     """Run one engine until it is told to stop."""
     faulthandler.enable()
     process.die_with_parent()
+    gc.disable()  # nothing here makes cycles, and adopting a million slots takes half the time
     parser = argparse.ArgumentParser(prog="lmcache_mp.engine")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--cold", action="store_true", help="do not adopt what is left of L1")
@@ -43,8 +49,9 @@ def main() -> None:
     try:
         config = Config.load(run_dir)
         log_setup.configure(config.log_level, config.log_format, "engine")
+        process.limit_memory(int(config.engine_memory))
         engine = Engine(run_dir, config, cold=options.cold)
-    except (ConfigError, RunDirError, L1Unusable, BadAddress) as fault:
+    except (ConfigError, RunDirError, L1Unusable, BadAddress, BadAdapter) as fault:
         log.error("%s", fault)
         sys.exit(EXIT_MISCONFIGURED)
     engine.run()
@@ -56,18 +63,31 @@ class Engine:
     def __init__(self, run_dir: RunDir, config: Config, *, cold: bool) -> None:
         self._config = config
         self._drain_until_s = 0.0
+        keys = (
+            KeyDirectory(Path(config.bus_keys).expanduser()).server_curve()
+            if config.bus_keys
+            else None
+        )
         self._lock = _only_engine(run_dir)
         self._store, l1, living, facts = adopted_or_new(run_dir, config, cold=cold)
         epoch = max(l1.state.epoch + 1, int(time.time() * 1000))  # never one that was before
         l1.state.epoch = epoch
-        self._server = Server(messages.ALL, epoch=epoch)
-        clients = Clients(l1, run_dir, self._server.is_connected)
+        self._server = Server(
+            (*messages.ALL, *l2_messages.ALL),
+            epoch=epoch,
+            max_message_bytes=int(config.bus_max_message),
+            queue_messages=config.bus_queue_messages,
+        )
+        clients = Clients(l1, run_dir, self._server.is_connected, config.max_connections)
         clients.watch(living)
-        self._service = Service(self._server, l1, clients, config, facts)
+        self._l2 = L2(self._server, l1, clients, run_dir, config)
+        self._service = Service(self._server, l1, self._l2, clients, config, facts)
         self._server.every(0.05, self._look_after_stop)
         self._server.every(0.2, self._look_after_helper)
+        group = group_id(config.access_group)
         for address in (run_dir.bus_address, *config.bus):
-            facts.addresses.append(self._server.bind(address))
+            curve = keys if address.startswith("tcp://") else None
+            facts.addresses.append(self._server.bind(address, curve=curve, group=group))
         self._helper = self._start_helper(facts)
         log.info(
             "engine ready epoch=%d l1=%s policy=%s bus=%s",
@@ -81,9 +101,7 @@ class Engine:
         """Serve until a stop has been asked for and the leases are back, then clean up."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        gc.collect()
         gc.freeze()
-        gc.disable()  # nothing here makes cycles; walking a million slots would take 0.1 s
         try:
             self._server.run()
         finally:
@@ -105,7 +123,8 @@ class Engine:
     def _look_after_stop(self, now_s: float) -> None:
         if self._drain_until_s:
             self._service.start_draining()
-            if now_s >= self._drain_until_s or not self._service.open_leases():
+            busy = self._service.open_leases() or self._l2.tiers.storing
+            if now_s >= self._drain_until_s or not busy:
                 self._server.stop()
 
     def _start_helper(self, facts: Facts) -> subprocess.Popen[bytes] | None:

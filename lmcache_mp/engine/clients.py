@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -11,18 +11,24 @@ from bus import Call
 from lmcache_mp.errors import LeaseRefused, LimitReached
 from lmcache_mp.l1.lease import Owner
 from lmcache_mp.l1.tier import L1
-from lmcache_mp.liveness import CLIENT_ID_BYTES, is_locked, living_clients, open_lifeline
+from lmcache_mp.liveness import (
+    CLIENT_ID_BYTES,
+    Sweep,
+    is_locked,
+    open_lifeline,
+    remove_lifeline,
+)
 from lmcache_mp.logging import init_logger
 from lmcache_mp.messages import Hello
 from lmcache_mp.rundir import RunDir, boot_id
 
 log = init_logger(__name__)
 
-MAX_CONNECTIONS = 4096
-"""Of one client at a time."""
+CONNECTIONS_UNSEEN = 64
+"""So many of one client are taken for there; each that comes beyond has some looked at."""
 
-PRUNE_CONNECTIONS_AT = 64
-"""Beyond, a client's connections are looked through when they have doubled."""
+LOOKED_AT_ONCE = 8
+"""Connections: whoever opens one after the other holds up nobody."""
 
 
 @dataclass(slots=True, eq=False)
@@ -34,26 +40,35 @@ class Client:
     """Of its lock file."""
     who: str = ""
     pid: int = 0
-    peers: set[bytes] = field(default_factory=set)
-    """Routing ids of its connections, some of them perhaps gone."""
-    prune_at: int = PRUNE_CONNECTIONS_AT
+    peers: dict[bytes, None] = field(default_factory=dict)
+    """Routing ids of its connections, some of them perhaps gone; looked at last, last."""
 
     @property
     def name(self) -> str:
-        """A digest of its id, which whoever knows it could pretend to have."""
-        return hashlib.sha256(self.owner.id).hexdigest()[:12]
+        """What it goes by."""
+        return self.owner.name
 
 
 class Clients:
     """All clients with a lease to their name, or the right to one."""
 
-    def __init__(self, l1: L1, run_dir: RunDir, is_connected: Callable[[bytes], bool]) -> None:
+    def __init__(
+        self,
+        l1: L1,
+        run_dir: RunDir,
+        is_connected: Callable[[bytes], bool],
+        max_connections: int,
+    ) -> None:
         self._l1 = l1
         self._is_connected = is_connected
+        self._max_connections = max_connections
         self._run_dir = run_dir
         self._boot_id = boot_id()
         self._by_peer: dict[bytes, Client] = {}
+        self.on_gone: list[Callable[[Owner], None]] = []
+        """Told of clients that have ended, or are proven gone."""
         self.by_id: dict[bytes, Client] = {}
+        self._sweep = Sweep(run_dir.clients)
 
     def watch(self, living: Iterable[bytes]) -> None:
         """At the start: keep an eye on the clients of an earlier engine that live."""
@@ -79,11 +94,12 @@ class Clients:
         if client is None:
             client = Client(self._l1.ledger.owner(hello.client_id), descriptor)
             self.by_id[hello.client_id] = client
-        self._make_room(client)
+        if call.peer not in client.peers:
+            self._make_room(client)
+            self._leave(call.peer)
+            client.peers[call.peer] = None
+            self._by_peer[call.peer] = client
         client.who, client.pid = hello.who, hello.pid
-        self._leave(call.peer)
-        client.peers.add(call.peer)
-        self._by_peer[call.peer] = client
         return ""
 
     def of(self, call: Call) -> Owner:
@@ -105,6 +121,7 @@ class Clients:
         """A client ends, with all its connections and leases."""
         client = self._by_peer.get(call.peer)
         if client is not None:
+            self._tell_gone(client)
             self._l1.owner_ended(client.owner)
             self._forget(client)
 
@@ -114,38 +131,46 @@ class Clients:
             if not is_locked(client.descriptor):
                 leases = len(client.owner.leases)
                 log.info("client gone who=%s pid=%d leases=%d", client.who, client.pid, leases)
+                self._tell_gone(client)
                 self._l1.owner_died(client.owner, now_s)
                 self._forget(client)
 
     def sweep(self, now_s: float) -> None:
         """Remove the files of clients that died before they said hello."""
-        living_clients(self._run_dir.clients, besides=self.by_id)
+        self._sweep.step(besides=self.by_id)
 
     def _open(self, client_id: bytes) -> int | None:
         return open_lifeline(self._run_dir.clients, client_id)
 
     def _make_room(self, client: Client) -> None:
         """Forget connections of the client that are gone; `LimitReached` if it has too many."""
-        if len(client.peers) < client.prune_at:
+        limit = self._max_connections
+        if len(client.peers) < min(CONNECTIONS_UNSEEN, limit):
             return
-        for peer in [peer for peer in client.peers if not self._is_connected(peer)]:
-            self._leave(peer)
-        client.prune_at = max(PRUNE_CONNECTIONS_AT, 2 * len(client.peers))
-        if len(client.peers) >= MAX_CONNECTIONS:
+        for peer in list(itertools.islice(client.peers, LOOKED_AT_ONCE)):
+            if self._is_connected(peer):
+                client.peers[peer] = client.peers.pop(peer)  # to the end
+            else:
+                self._leave(peer)
+        if len(client.peers) >= limit:
             raise LimitReached(
-                f"the client has {len(client.peers)} connections, more than {MAX_CONNECTIONS} it"
-                " may not have: use fewer threads",
-                limit=MAX_CONNECTIONS,
+                f"the client has {len(client.peers)} connections and may have {limit}"
+                " (max_connections): use fewer threads",
+                limit=limit,
             )
 
     def _leave(self, peer: bytes) -> None:
         client = self._by_peer.pop(peer, None)
         if client is not None:
-            client.peers.discard(peer)
+            del client.peers[peer]
+
+    def _tell_gone(self, client: Client) -> None:
+        for tell in self.on_gone:
+            tell(client.owner)
 
     def _forget(self, client: Client) -> None:
         os.close(client.descriptor)
-        (self._run_dir.clients / client.owner.id.hex()).unlink(missing_ok=True)
+        remove_lifeline(self._run_dir.clients, client.owner.id)
         del self.by_id[client.owner.id]
         for peer in list(client.peers):
             self._leave(peer)

@@ -14,6 +14,9 @@ from lmcache_mp.engine.clients import Clients
 from lmcache_mp.l1.lease import LeaseKind
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.messages import SLOT_UNIT_BYTES
+from lmcache_mp.tiering.station import Station
+from lmcache_mp.tiering.status import L2Status
+from lmcache_mp.tiering.tiers import Tiers
 
 
 @dataclass(slots=True)
@@ -35,7 +38,13 @@ class Facts:
 
 
 def status_report(
-    facts: Facts, config: Config, server: Server, l1: L1, clients: Clients, draining: bool
+    facts: Facts,
+    config: Config,
+    server: Server,
+    l1: L1,
+    tiers: Tiers,
+    clients: Clients,
+    draining: bool,
 ) -> m.StatusReport:
     """Answer to `Status`."""
     uptime_s = time.monotonic() - facts.started_s
@@ -56,6 +65,7 @@ def status_report(
             errors=server.counters.errors,
             not_well_framed=server.counters.not_well_framed,
             undeliverable=server.counters.undeliverable,
+            refused=server.counters.refused,
         ),
         clients=[
             m.ClientStatus(
@@ -74,6 +84,21 @@ def status_report(
             )
             for entry in l1.namespaces.entries.values()
         ],
+        l2=[_l2_status(station) for station in tiers.stations.values()],
+    )
+
+
+def _l2_status(station: Station) -> L2Status:
+    return L2Status(
+        name=station.name,
+        state=station.state.value,
+        error=station.error,
+        spec=station.spec.shown,
+        pid=station.pid,
+        queued_bytes=station.backlog.bytes,
+        queued_loads=station.queued_loads,
+        counters=station.counters,
+        figures=station.figures,
     )
 
 

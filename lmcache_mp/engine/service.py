@@ -9,12 +9,14 @@ from bus import DEFERRED, Call, Done, Server
 from lmcache_mp import messages as m
 from lmcache_mp.config import Config
 from lmcache_mp.engine.clients import Clients
+from lmcache_mp.engine.l2 import L2
+from lmcache_mp.engine.open_calls import OpenCalls
 from lmcache_mp.engine.report import Facts, status_report
 from lmcache_mp.errors import Draining, LeaseNotFound
 from lmcache_mp.l1.check import all_slots, check
 from lmcache_mp.l1.index import NamespaceEntry
-from lmcache_mp.l1.lease import LeaseKind
-from lmcache_mp.l1.tier import L1
+from lmcache_mp.l1.lease import LeaseKind, Owner
+from lmcache_mp.l1.tier import L1, split_keys
 from lmcache_mp.logging import init_logger
 
 log = init_logger(__name__)
@@ -28,18 +30,22 @@ class Service:
     """The handlers of one engine and what they share."""
 
     def __init__(
-        self, server: Server, l1: L1, clients: Clients, config: Config, facts: Facts
+        self, server: Server, l1: L1, l2: L2, clients: Clients, config: Config, facts: Facts
     ) -> None:
         self.draining = False
         self._l1 = l1
+        self._l2 = l2
         self._server = server
         self._clients = clients
         self._config = config
         self._facts = facts
         self._populating = facts.populated_bytes < facts.capacity_bytes
         server.on_undeliverable = self.undeliverable
-        self._waiting_for_memory: dict[tuple[bytes, int], tuple[Call, m.PrepareStore]] = {}
+        self._waiting_for_memory: OpenCalls[tuple[Call, m.PrepareStore]] = OpenCalls(
+            config.max_open_calls
+        )
         """Stores that came before the first page was there."""
+        clients.on_gone.append(self._client_gone)
         server.on(m.Hello, self.hello)
         server.on(m.Goodbye, self.goodbye)
         server.on(m.RegisterNamespace, self.register_namespace)
@@ -79,9 +85,9 @@ class Service:
             epoch=self._server.epoch,
             server=self._config.name,
             version=lmcache_mp.__version__,
-            l1_id=self._l1.state.geometry.l1_id,
+            l1_id=b"" if reason else self._l1.state.geometry.l1_id,
             segment=m.Segment(
-                path=self._facts.path,
+                path="" if reason else self._facts.path,
                 size_bytes=self._facts.capacity_bytes,
                 populated_bytes=self._facts.populated_bytes,
             ),
@@ -104,15 +110,19 @@ class Service:
         entry = self._l1.namespaces[message.namespace_id]
         owner = self._clients.find(call) if message.hold_s else None
         if owner is None:
-            return m.LookupReply(self._l1.lookup(entry, message.keys))
-        until_s = time.monotonic() + message.hold_s
-        return m.LookupReply(self._l1.hold(owner, call.call_id, entry, message.keys, until_s))
+            found = self._l1.lookup(entry, message.keys)
+        else:
+            until_s = time.monotonic() + message.hold_s
+            found = self._l1.hold(owner, call.call_id, entry, message.keys, until_s)
+        if found * m.KEY_BYTES < len(message.keys) and self._l2.tiers.asked:
+            return self._l2.lookup(call, entry, message, found)
+        return m.LookupReply(found)
 
     def prepare_store(self, call: Call, message: m.PrepareStore) -> m.StoreGrant:
         self._refuse_if_draining()
         owner, entry = self._clients.of(call), self._l1.namespaces[message.namespace_id]
         if self._populating and not self._l1.allocator.pages.populated:
-            self._waiting_for_memory[owner.id, call.call_id] = (call, message)
+            self._waiting_for_memory.add(owner.id, call.call_id, (call, message))
             return DEFERRED  # type: ignore[no-any-return]
         return self._l1.prepare_store(
             owner,
@@ -132,24 +142,35 @@ class Service:
     def prepare_retrieve(self, call: Call, message: m.PrepareRetrieve) -> m.RetrieveGrant:
         self._refuse_if_draining()
         owner, entry = self._clients.of(call), self._l1.namespaces[message.namespace_id]
-        return m.RetrieveGrant(
-            self._l1.acquire(owner, call.call_id, LeaseKind.READ, entry, message.keys)
-        )
+
+        def grant() -> m.RetrieveGrant:
+            return m.RetrieveGrant(
+                self._l1.acquire(owner, call.call_id, LeaseKind.READ, entry, message.keys)
+            )
+
+        if self._l2.promote(call, owner, entry, message, grant):
+            return DEFERRED  # type: ignore[no-any-return]
+        return grant()
 
     def release(self, call: Call, message: m.Release) -> None:
         owner = self._clients.of(call)
-        if self._waiting_for_memory.pop((owner.id, message.lease_id), None) is not None:
+        if self._waiting_for_memory.pop(owner.id, message.lease_id) is not None:
             return  # its caller has given up
+        if self._l2.cancel(owner, message.lease_id):
+            return
         try:
             self._l1.release(owner, message.lease_id)
         except LeaseNotFound:  # of a call that was refused or lost: there was nothing to give back
-            log.debug("release of no lease client=%s id=%d", owner.id.hex(), message.lease_id)
+            log.debug("release of no lease client=%s id=%d", owner.name, message.lease_id)
 
     def undeliverable(self, call: Call) -> None:
         """An answer that its caller did not take: what it granted ends."""
         owner = self._clients.find(call)
-        if owner is not None and call.call_id in owner.leases:
+        if owner is None:
+            return
+        if call.call_id in owner.leases:
             self._l1.release(owner, call.call_id)
+        self._l2.lost(owner, call.call_id)
 
     # --- keeping and dropping ---
 
@@ -163,7 +184,10 @@ class Service:
         return m.Touched(self._l1.touch(self._l1.namespaces[message.namespace_id], message.keys))
 
     def delete(self, call: Call, message: m.Delete) -> m.Deleted:
-        return m.Deleted(self._l1.delete(self._l1.namespaces[message.namespace_id], message.keys))
+        entry = self._l1.namespaces[message.namespace_id]
+        deleted = self._l1.delete(entry, message.keys)
+        self._l2.tiers.forget(entry, split_keys(message.keys))
+        return m.Deleted(deleted)
 
     def clear(self, call: Call, message: m.Clear) -> m.Cleared:
         entries: list[NamespaceEntry] = list(self._l1.namespaces.entries.values())
@@ -175,10 +199,10 @@ class Service:
 
     # --- operations ---
 
-    def heartbeat(self, call: Call, message: m.Heartbeat) -> Done:
+    def heartbeat(self, call: Call, message: m.Heartbeat) -> m.Beat:
         if message.processes is not None:
             self._facts.processes = message.processes
-        return Done()
+        return m.Beat(l2=self._l2.wanted)
 
     def populated(self, call: Call, message: m.Populated) -> Done:
         state, pages = self._l1.state, self._l1.allocator.pages
@@ -211,11 +235,17 @@ class Service:
 
     def status(self, call: Call, message: m.Status) -> m.StatusReport:
         return status_report(
-            self._facts, self._config, self._server, self._l1, self._clients, self.draining
+            self._facts,
+            self._config,
+            self._server,
+            self._l1,
+            self._l2.tiers,
+            self._clients,
+            self.draining,
         )
 
     def get_config(self, call: Call, message: m.GetConfig) -> m.ConfigReport:
-        return m.ConfigReport(config=self._config.builtins())
+        return m.ConfigReport(config=self._config.shown())
 
     def check(self, call: Call, message: m.Check) -> m.CheckReport:
         return m.CheckReport(
@@ -244,6 +274,8 @@ class Service:
             raise Draining("the server is stopping and grants nothing new")
 
     def _serve_those_who_wait(self) -> None:
-        waiting, self._waiting_for_memory = self._waiting_for_memory, {}
-        for call, message in waiting.values():
+        for call, message in self._waiting_for_memory.pop_all():
             call.serve(self.prepare_store, message)
+
+    def _client_gone(self, owner: Owner) -> None:
+        self._waiting_for_memory.pop_all_of(owner.id)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import gc
 import time
 
+from lmcache_mp.access import group_id
 from lmcache_mp.config import Config
 from lmcache_mp.engine.report import Facts
 from lmcache_mp.l1.adopt import AdoptionUnsafe, adopt
 from lmcache_mp.l1.room import default_l1_bytes
-from lmcache_mp.l1.segment import MIN_L1_BYTES, L1Store, L1Unusable, open_store
+from lmcache_mp.l1.segment import L1Store, L1Unusable, open_store, recorded_l1_bytes
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.liveness import living_clients
 from lmcache_mp.logging import init_logger
@@ -23,13 +23,13 @@ log = init_logger(__name__)
 def adopted_or_new(
     run_dir: RunDir, config: Config, *, cold: bool
 ) -> tuple[L1Store, L1, set[bytes], Facts]:
-    """The L1 of this engine, the ids of the clients that live, and what became of the records.
+    """The L1 of this engine, the living clients that hold leases, and what became of the records.
 
-    Raises `L1Unusable`.
+    Raises `L1Unusable` or `RunDirError`.
     """
     living = living_clients(run_dir.clients)
     store = _open(config, adoptable=config.keep_l1 is not False and not cold)
-    l1 = L1(store.state, policy=config.eviction_policy)
+    l1 = L1(store.state, policy=config.eviction_policy, max_leases=config.max_leases)
     dropped: dict[str, int] = {}
     if store.adoptable:
         try:
@@ -39,9 +39,11 @@ def adopted_or_new(
             dropped = {str(reason): 1}
             store.close()
             store = _open(config, adoptable=False)
-            l1 = L1(store.state, policy=config.eviction_policy)
+            l1 = L1(store.state, policy=config.eviction_policy, max_leases=config.max_leases)
+            gc.collect()  # slots and slabs know each other, and nobody else collects
     elif store.cold_reason:
-        log.info("starting with an empty l1: %s", store.cold_reason)
+        log.warning("starting with an empty l1: %s", store.cold_reason)
+        dropped = {store.cold_reason: 1}
     facts = Facts(
         path=str(store.files.segment),
         capacity_bytes=store.state.geometry.l1_bytes,
@@ -50,7 +52,7 @@ def adopted_or_new(
         adopted_chunks=sum(len(entry.ready) for entry in l1.namespaces.entries.values()),
         dropped_records=dropped,
     )
-    return store, l1, living, facts
+    return store, l1, living.intersection(l1.ledger.owners), facts
 
 
 def _adopt(l1: L1, living: set[bytes]) -> dict[str, int]:
@@ -68,13 +70,12 @@ def _adopt(l1: L1, living: set[bytes]) -> dict[str, int]:
 
 def _open(config: Config, *, adoptable: bool) -> L1Store:
     files = L1Files.of(config.l1_dir, config.name)
+    group = group_id(config.access_group)
     if config.l1_size is not None:
-        return open_store(files, int(config.l1_size), adopt=adoptable)
-    if adoptable:
-        with contextlib.suppress(OSError):
-            size = os.stat(files.segment).st_size  # what is there has been sized before
-            if size >= MIN_L1_BYTES:
-                return open_store(files, size, adopt=True)
+        return open_store(files, int(config.l1_size), adopt=adoptable, group=group)
+    recorded = recorded_l1_bytes(files) if adoptable else None
+    if recorded is not None:  # what is there has been sized before
+        return open_store(files, recorded, adopt=True, group=group)
     try:
         size = default_l1_bytes(files.segment.parent)
     except OSError as fault:
@@ -82,4 +83,4 @@ def _open(config: Config, *, adoptable: bool) -> L1Store:
             f"L1 directory {config.l1_dir}: {fault.strerror}: choose another with --l1-dir"
         ) from None
     log.info("l1 is half of what is free in %s: %s", config.l1_dir, Size(size))
-    return open_store(files, size, adopt=adoptable)
+    return open_store(files, size, adopt=adoptable, group=group)

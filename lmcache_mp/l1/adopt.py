@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter, itemgetter
 
 import msgspec
 
 from lmcache_mp import namespace as namespaces
-from lmcache_mp.l1.lease import Lease, LeaseKind
+from lmcache_mp.l1.index import NamespaceEntry
+from lmcache_mp.l1.lease import Lease, LeaseKind, shard_bits
 from lmcache_mp.l1.reservations import UNFINISHED_PROTECTION_S
 from lmcache_mp.l1.slab import Slab
-from lmcache_mp.l1.slot import DOOMED, FREE, INCOMPLETE, READY, Slot
-from lmcache_mp.l1.state_file import LeaseRecord, SlotRecord
+from lmcache_mp.l1.slot import DOOMED, FREE, INCOMPLETE, READY, Slot, State
+from lmcache_mp.l1.slot_record import SlotRecord
+from lmcache_mp.l1.state_file import LeaseRecord
 from lmcache_mp.l1.tier import L1
 
 Dropped = Counter[str]
@@ -25,6 +30,11 @@ Dropped = Counter[str]
 
 LOST_RIGHTS = ("damaged slab", "damaged lease", "lease without slots")
 """What may have stood for a client's right to bytes that it is using at this moment."""
+
+USED_AT_ONCE = 64
+"""Chunks that count as used in one go: the eviction order keeps batches, about a prompt each."""
+
+_class_of = attrgetter("slab.size_class")
 
 
 class AdoptionUnsafe(Exception):
@@ -39,17 +49,26 @@ def adopt(l1: L1, living: Collection[bytes], now_s: float) -> Dropped:
     dropped: Dropped = Counter()
     _populated(l1)
     _namespaces(l1, dropped)
-    slots = _slots(l1, dropped)
-    records = _chunks(l1, slots, dropped)
-    _leases(l1, slots, dropped)
+    slabs = _slabs(l1, dropped)
+    found = _chunks(l1, slabs, dropped)
+    _leases(l1, dropped)
     lost = [reason for reason in LOST_RIGHTS if dropped[reason]]
     if lost and living:
         raise AdoptionUnsafe(f"{lost[0]} in the state file, and {len(living)} clients live")
-    _settle(l1, slots, records, dropped, now_s)
+    _settle(l1, slabs, found, dropped, now_s)
     for owner in list(l1.ledger.owners.values()):
         if owner.id not in living:
             l1.owner_died(owner, now_s)
     return +dropped
+
+
+@dataclass(slots=True)
+class Found:
+    """The credible records of slots, each key once."""
+
+    ready: list[tuple[int, Slot]] = field(default_factory=list)
+    """With the sequence of their commit; hits already."""
+    incomplete: dict[Slot, SlotRecord] = field(default_factory=dict)
 
 
 def _populated(l1: L1) -> None:
@@ -69,10 +88,12 @@ def _namespaces(l1: L1, dropped: Dropped) -> None:
             l1.namespaces.add(namespace_id, generation, namespaces.decode(blob))
         except msgspec.DecodeError:
             dropped["damaged namespace"] += 1
+    generations = (entry.generation for entry in l1.namespaces.entries.values())
+    l1.state.set_last_generation(max(generations, default=0))  # the counter may be damaged
 
 
-def _slots(l1: L1, dropped: Dropped) -> dict[int, Slot]:
-    """Carve the slabs anew; all slots by their address."""
+def _slabs(l1: L1, dropped: Dropped) -> list[Slab]:
+    """Carve the slabs anew."""
     slabs: list[Slab] = []
     taken = l1.allocator.pages.owners
     for first, pages, units in l1.state.slabs():
@@ -82,51 +103,58 @@ def _slots(l1: L1, dropped: Dropped) -> dict[int, Slot]:
             l1.state.drop_slab(first)
             continue
         slabs.append(l1.allocator.restore_slab(first, pages, units))
-    return {slot.address: slot for slab in slabs for slot in slab.slots}
+    return slabs
 
 
-def _chunks(l1: L1, slots: dict[int, Slot], dropped: Dropped) -> dict[Slot, SlotRecord]:
-    """The credible records of slots, each key once."""
-    found: dict[Slot, SlotRecord] = {}
-    seen: set[tuple[int, bytes]] = set()
-    state = l1.state
-    for slot in slots.values():
-        if state.slot_empty(slot.record):
-            continue
-        record = state.slot(slot.record, slot.address)
-        reason = _fault(l1, slot, record)
-        if record is not None and not reason and (record.namespace_id, record.key) in seen:
-            reason = "duplicate"
-        if record is None or reason:
-            dropped[reason or "damaged slot"] += 1
-            state.clear_slot(slot.record)
-            continue
-        seen.add((record.namespace_id, record.key))
-        found[slot] = record
+def _chunks(l1: L1, slabs: list[Slab], dropped: Dropped) -> Found:
+    """Read all slots' records, and make READY what is."""
+    found = Found()
+    entries = l1.namespaces.entries
+    for slab in slabs:
+        filled = len(found.ready)
+        for slot, record in l1.state.slots(slab.base_record, slab.slots):
+            entry = None if record is None else entries.get(record.namespace_id)
+            if record is None:
+                reason = "damaged slot"
+            elif entry is None or entry.size_class is not slab.size_class:
+                reason = "unknown namespace"
+            elif record.generation != entry.generation:
+                reason = "cleared"
+            elif not record.ready:
+                found.incomplete[slot] = record
+                continue
+            elif record.key in entry.ready:
+                reason = "duplicate"
+            else:
+                _fill(slot, record, entry, READY)
+                found.ready.append((record.sequence, slot))
+                continue
+            dropped[reason] += 1
+            l1.state.clear_slot(slot.record)
+        l1.allocator.occupy(slab.size_class, len(found.ready) - filled)
     return found
 
 
-def _fault(l1: L1, slot: Slot, record: SlotRecord | None) -> str:
-    """Why a record cannot be adopted; empty if it can."""
-    if record is None:
-        return "damaged slot"
-    entry = l1.namespaces.entries.get(record.namespace_id)
-    if entry is None or entry.size_class is not slot.slab.size_class:
-        return "unknown namespace"
-    if record.generation != entry.generation:
-        return "cleared"
-    return ""
+def _fill(slot: Slot, record: SlotRecord, entry: NamespaceEntry, state: State) -> None:
+    slot.key, slot.tenant, slot.namespace = record.key, record.tenant, entry
+    slot.protected_until_s = 0.0
+    slot.state = state
+    if state is READY:
+        slot.index, slot.committed = entry.ready, entry.all_shards
+    else:
+        slot.index, slot.committed = entry.incomplete, record.committed
+    slot.index[record.key] = slot
 
 
-def _leases(l1: L1, slots: dict[int, Slot], dropped: Dropped) -> None:
-    """Put the recorded leases back, slots still as they were carved."""
+def _leases(l1: L1, dropped: Dropped) -> None:
+    """Put the recorded leases back; what they do to slots comes later."""
     parts: dict[tuple[bytes, int], list[LeaseRecord]] = {}
     used: set[int] = set()
     for record in l1.state.leases():
         if isinstance(record, int):
             dropped["damaged lease"] += 1
             l1.state.clear_lease(record)
-        elif any(address not in slots for address in record.addresses):
+        elif any(l1.allocator.slot_at(address) is None for address in record.addresses):
             dropped["lease without slots"] += 1
             l1.state.clear_lease(record.entry)
         else:
@@ -142,79 +170,72 @@ def _leases(l1: L1, slots: dict[int, Slot], dropped: Dropped) -> None:
                 l1.state.clear_lease(record.entry)
                 l1.ledger.free_entries.append(record.entry)
             continue
-        held = [slots[address] for record in records for address in record.addresses]
+        held = [l1.allocator.slot_at(address) for r in records for address in r.addresses]
         entries = [record.entry for record in records]
         kind = LeaseKind(first.kind)
         lease = Lease(lease_id, kind, held, first.shard, entries=entries)
-        l1.ledger.owner(owner_id).leases[lease_id] = lease
+        l1.ledger.restore(l1.ledger.owner(owner_id), lease)
 
 
-def _settle(
-    l1: L1, slots: dict[int, Slot], records: dict[Slot, SlotRecord], dropped: Dropped, now_s: float
-) -> None:
-    """Give every slot its state: by its record, and by the leases on it."""
+def _settle(l1: L1, slabs: list[Slab], found: Found, dropped: Dropped, now_s: float) -> None:
+    """Give every slot its place: by its record, and by the leases on it."""
     for owner in l1.ledger.owners.values():
         for lease in owner.leases.values():
-            _apply(l1, lease, records)
-    newest_last = sorted(
-        (slot for slot, record in records.items() if record.ready),
-        key=lambda slot: records[slot].sequence,
-    )
-    for slot in newest_last:
-        _fill(l1, slot, records[slot])
-        if not slot.users:
-            l1.allocator.used_now((slot,))
-    for slot, record in records.items():
-        if not record.ready:
-            _settle_incomplete(l1, slot, record, dropped, now_s)
-    for slot in slots.values():
-        if slot.state != FREE:
-            continue
-        if slot.users or slot.writers:  # deleted, and somebody reads or writes it still
-            slot.state = DOOMED
-            l1.allocator.occupy(slot)
-        else:
-            slot.slab.vacant += 1
-            slot.slab.size_class.free.append(slot)
-    l1.reservations.commits = max((record.sequence for record in records.values()), default=0)
+            _apply(l1, lease, found)
+    found.ready.sort(key=itemgetter(0))
+    _put_in_order(l1, [slot for _, slot in found.ready if not slot.users])
+    for slot, record in found.incomplete.items():
+        _settle_incomplete(l1, slot, record, dropped, now_s)
+    for slab in slabs:
+        for slot in slab.slots:
+            if slot.state is not FREE:
+                continue
+            if slot.users or slot.writers:  # deleted, and somebody reads or writes it still
+                slot.state = DOOMED
+                l1.allocator.occupy(slab.size_class, 1)
+            else:
+                slab.vacant += 1
+                slab.size_class.free.append(slot)
+    l1.reservations.commits = found.ready[-1][0] if found.ready else 0
 
 
-def _apply(l1: L1, lease: Lease, records: dict[Slot, SlotRecord]) -> None:
+def _apply(l1: L1, lease: Lease, found: Found) -> None:
     held = list(lease.slots)
+    bits = shard_bits(lease.shard)
     for position, slot in enumerate(held):
         assert slot is not None
         if lease.kind != LeaseKind.WRITE:
             slot.users += 1
             continue
-        record = records.get(slot)
-        if record is not None:
+        record = found.incomplete.get(slot)
+        if slot.state is READY:
+            lease.namespace = slot.namespace
+        elif record is not None:
             lease.namespace = l1.namespaces[record.namespace_id]
-        if record is not None and (record.ready or record.committed >> lease.shard & 1):
+        if slot.state is READY or (record is not None and record.committed & bits == bits):
             held[position] = None  # the engine died between this commit and the lease's end
         else:
-            slot.writers |= 1 << lease.shard
+            slot.writers |= bits
     lease.slots = held
 
 
-def _fill(l1: L1, slot: Slot, record: SlotRecord) -> None:
-    entry = l1.namespaces.entries[record.namespace_id]
-    slot.key, slot.tenant, slot.namespace = record.key, record.tenant, entry
-    slot.protected_until_s = 0.0
-    if record.ready:
-        slot.state, slot.index, slot.committed = READY, entry.ready, entry.all_shards
-    else:
-        slot.state, slot.index, slot.committed = INCOMPLETE, entry.incomplete, record.committed
-    slot.index[slot.key] = slot
-    l1.allocator.occupy(slot)
+def _put_in_order(l1: L1, oldest_first: list[Slot]) -> None:
+    for _, run in groupby(oldest_first, key=_class_of):
+        slots = list(run)
+        for at in range(0, len(slots), USED_AT_ONCE):
+            l1.allocator.used_now(slots[at : at + USED_AT_ONCE])
 
 
 def _settle_incomplete(
     l1: L1, slot: Slot, record: SlotRecord, dropped: Dropped, now_s: float
 ) -> None:
-    if slot.users or not (slot.writers or record.committed):
-        dropped["unfinished"] += 1
+    entry = l1.namespaces[record.namespace_id]
+    known = record.key in entry.ready or record.key in entry.incomplete
+    if known or slot.users or not (slot.writers or record.committed):
+        dropped["duplicate" if known else "unfinished"] += 1
         l1.state.clear_slot(slot.record)
         return
-    _fill(l1, slot, record)
+    _fill(slot, record, entry, INCOMPLETE)
+    l1.allocator.occupy(entry.size_class, 1)
     if not slot.writers:
         l1.allocator.await_others(slot, now_s + UNFINISHED_PROTECTION_S)

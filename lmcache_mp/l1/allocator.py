@@ -15,6 +15,8 @@ from lmcache_mp.messages import SLOT_UNIT_BYTES
 MAX_UNFINISHED_SHARE = 1 / 2
 """Of L1: beyond, incomplete chunks that nobody writes are protected no longer."""
 
+NEARLY_FULL_SHARE = 7 / 8
+
 SLOTS_LOOKED_AT = 16384
 """Bound of the search for a slab that nobody uses, when pages are to change their class."""
 
@@ -43,6 +45,12 @@ class Allocator:
         """What L1 holds at most."""
         return len(self.pages.owners) * self._units_per_page * SLOT_UNIT_BYTES
 
+    @property
+    def nearly_full(self) -> bool:
+        """Whether the next stores will evict."""
+        populated = self.pages.populated * self._units_per_page
+        return self.used_units >= populated * NEARLY_FULL_SHARE
+
     def size_class(self, chunk_bytes: int) -> SizeClass:
         """The class for chunks of that size."""
         units = max(1, -(-chunk_bytes // SLOT_UNIT_BYTES))
@@ -54,6 +62,11 @@ class Allocator:
             found = SizeClass(units, self._units_per_page, pages, self._order())
             self.classes[units] = found
         return found
+
+    def let_go(self, size_class: SizeClass) -> None:
+        """Forget a class that nobody stores into and that has no pages."""
+        if not size_class.namespaces and not size_class.slabs:
+            self.classes.pop(size_class.slot_units, None)
 
     def allocate(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
         """Slots for that many new chunks, evicting if need be; fewer if what could go is in use.
@@ -72,9 +85,9 @@ class Allocator:
                 break
         return slots
 
-    def occupy(self, slot: Slot) -> None:
-        """The slot holds a chunk that was found in the records."""
-        self.used_units += slot.slab.size_class.slot_units
+    def occupy(self, size_class: SizeClass, slots: int) -> None:
+        """So many slots of the class hold chunks that were found in the records."""
+        self.used_units += slots * size_class.slot_units
 
     def free(self, slot: Slot) -> None:
         """The slot holds nothing any more; it is in no index, and its record is clear."""
@@ -127,6 +140,15 @@ class Allocator:
         self.pages.give(slab)
         return slab
 
+    def slot_at(self, address: int) -> Slot | None:
+        """The slot that begins there; None if none does."""
+        page = address // self._units_per_page
+        slab = self.pages.owners[page] if page < len(self.pages.owners) else None
+        if slab is None:
+            return None
+        position, inside = divmod(address - slab.base_address, slab.size_class.slot_units)
+        return None if inside or position >= len(slab.slots) else slab.slots[position]
+
     def _slab(self, size_class: SizeClass, first_page: int, pages: int) -> Slab:
         return Slab(
             size_class,
@@ -150,7 +172,6 @@ class Allocator:
             self._state.put_slab(first, slab.pages, size_class.slot_units, slab.capacity)
         except OSError as fault:  # the state file's filesystem is full
             self.no_records = f"no room for the records of a slab: {fault.strerror}"
-            size_class.searched_at = self.pages.changes
             return False
         self.no_records = ""
         size_class.slabs.append(slab)
@@ -167,10 +188,23 @@ class Allocator:
         if len(self.classes) > 1:  # other classes' pages are to be looked at in between
             count = min(count, max(1, size_class.evictions_until_comparison))
         victims = self._stale(size_class, count, now_s)
-        victims += size_class.order.victims(count - len(victims))
+        victims += self._coldest(size_class, count - len(victims))
         self._give_up(victims)
         size_class.evictions_until_comparison -= len(victims)
         return victims
+
+    def _coldest(self, size_class: SizeClass, count: int) -> list[Slot]:
+        """Chunks taken out of the order to be evicted; those that are being read stay for now."""
+        coldest: list[Slot] = []
+        read: list[Slot] = []
+        while len(coldest) < count and (victims := size_class.order.victims(count - len(coldest))):
+            idle = [slot for slot in victims if not slot.users]
+            if len(idle) < len(victims):
+                read += [slot for slot in victims if slot.users]
+            coldest += idle
+        if read:
+            size_class.order.add(read)
+        return coldest
 
     def _stale(self, size_class: SizeClass, count: int, now_s: float) -> list[Slot]:
         """Unfinished chunks that have waited long enough, or are too many."""
@@ -239,3 +273,4 @@ class Allocator:
         slab.slots.clear()  # a cycle otherwise, and the engine collects none
         self._state.drop_slab(slab.first_page)
         self.pages.take_back(slab)
+        self.let_go(size_class)

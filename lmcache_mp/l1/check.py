@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from lmcache_mp.l1.lease import Lease, LeaseKind
+from lmcache_mp.l1.lease import Lease, LeaseKind, shard_bits
 from lmcache_mp.l1.slot import DOOMED, FREE, INCOMPLETE, READY, Slot
 from lmcache_mp.l1.tier import L1
 
@@ -73,8 +73,9 @@ def _slot(l1: L1, slot: Slot, on_free_list: bool) -> Iterator[str]:
     size_class = slot.slab.size_class
     if on_free_list != (slot.state == FREE):
         yield f"{slot} on the free list: {on_free_list}"
-    if (slot in size_class.order) != (slot.state == READY and not slot.users):
-        yield f"{slot} in the eviction order: {slot in size_class.order}"
+    in_order = slot in size_class.order
+    if in_order > (slot.state == READY) or in_order < (slot.state == READY and not slot.users):
+        yield f"{slot} in the eviction order: {in_order}"
     waits = slot.state == INCOMPLETE and not slot.writers
     if (slot in size_class.unfinished) != waits:
         yield f"{slot} waits for other ranks: {waits}"
@@ -85,8 +86,8 @@ def _slot(l1: L1, slot: Slot, on_free_list: bool) -> Iterator[str]:
     if slot.state in (READY, INCOMPLETE):
         if slot.index.get(slot.key) is not slot:
             yield f"{slot} is not in its index"
-        record = l1.state.slot(slot.record, slot.address)
-        if record is None or l1.state.slot_empty(slot.record):
+        record = l1.state.slot(slot)
+        if record is None:
             yield f"{slot} has no good record"
         elif (record.key, record.namespace_id, record.ready) != (
             slot.key, slot.namespace.id, slot.state == READY
@@ -100,6 +101,10 @@ def _slot(l1: L1, slot: Slot, on_free_list: bool) -> Iterator[str]:
 
 def _indexes(l1: L1) -> Iterator[str]:
     indexed = sum(len(d) for d in l1.cleared.dicts)
+    spaces = Counter(entry.size_class for entry in l1.namespaces.entries.values())
+    for size_class in l1.allocator.classes.values():
+        if size_class.namespaces != spaces[size_class]:
+            yield f"{spaces[size_class]} namespaces store {size_class.slot_units} units a slot"
     for entry in l1.namespaces.entries.values():
         indexed += len(entry.ready) + len(entry.incomplete)
         for key, slot in entry.ready.items():
@@ -118,9 +123,12 @@ def _leases(l1: L1) -> Iterator[str]:
     writers: Counter[Slot] = Counter()
     entries: list[int] = []
     for owner in l1.ledger.owners.values():
+        others = len(entries)
         for lease in owner.leases.values():
             entries += lease.entries
             yield from _lease(lease, users, writers)
+        if owner.records != len(entries) - others:
+            yield f"an owner has {len(entries) - others} lease records, not {owner.records}"
     for slot in all_slots(l1):
         if slot.users != users[slot]:
             yield f"{slot} is used by {users[slot]} leases"
@@ -140,7 +148,7 @@ def _lease(lease: Lease, users: Counter[Slot], writers: Counter[Slot]) -> Iterat
             continue
         if lease.kind != LeaseKind.WRITE:
             users[slot] += 1
-        elif writers[slot] >> lease.shard & 1:
+        elif writers[slot] & shard_bits(lease.shard):
             yield f"{slot} is written twice for shard {lease.shard}"
         else:
-            writers[slot] |= 1 << lease.shard
+            writers[slot] |= shard_bits(lease.shard)

@@ -6,6 +6,8 @@ import struct
 from dataclasses import dataclass
 from zlib import crc32
 
+from typing_extensions import Buffer
+
 from lmcache_mp.messages import SLOT_UNIT_BYTES
 
 MAGIC = b"LMCMPST\x01"
@@ -38,16 +40,31 @@ class Geometry:
 
     @classmethod
     def from_header(cls, buffer: memoryview) -> Geometry:
-        """What the header says; raises `StateFileMismatch` if it cannot be believed."""
+        """That of a whole state file; raises `StateFileMismatch` if it cannot be believed."""
+        geometry = cls.read(buffer)
+        if len(buffer) != geometry.file_bytes:
+            raise StateFileMismatch(
+                f"the state file has {len(buffer)} bytes, not {geometry.file_bytes}"
+            )
+        return geometry
+
+    @classmethod
+    def read(cls, buffer: Buffer) -> Geometry:
+        """What a header says, or `StateFileMismatch`."""
+        buffer = memoryview(buffer)
         if len(buffer) < HEADER_BYTES:
-            raise StateFileMismatch(f"it has {len(buffer)} bytes, a header has {HEADER_BYTES}")
+            raise StateFileMismatch(
+                f"the state file has {len(buffer)} bytes, its header alone {HEADER_BYTES}"
+            )
         *fields, crc = _HEADER.unpack_from(buffer)
         magic, l1_bytes, page_bytes, inode, namespaces, leases, l1_id, boot = fields
         if magic != MAGIC:
-            raise StateFileMismatch(f"it begins with {magic!r}, this version's with {MAGIC!r}")
+            raise StateFileMismatch(
+                f"the state file begins with {magic!r}, this version's with {MAGIC!r}"
+            )
         if crc != crc32(_HEADER.pack(*fields, 0)):
-            raise StateFileMismatch("its header fails its checksum")
-        geometry = cls(
+            raise StateFileMismatch("the header of the state file fails its checksum")
+        return cls(
             l1_bytes=l1_bytes,
             page_bytes=page_bytes,
             segment_inode=inode,
@@ -56,9 +73,6 @@ class Geometry:
             namespaces=namespaces,
             leases=leases,
         )
-        if len(buffer) != geometry.file_bytes:
-            raise StateFileMismatch(f"it has {len(buffer)} bytes, not {geometry.file_bytes}")
-        return geometry
 
     def to_header(self) -> bytes:
         """The header that says this."""

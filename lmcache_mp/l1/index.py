@@ -30,8 +30,11 @@ class NamespaceEntry:
 
     all_shards: int = field(init=False)
     """The bit set of a whole chunk."""
+    digest: bytes = field(init=False)
+    """Of the namespace."""
 
     def __post_init__(self) -> None:
+        self.digest = self.namespace.digest
         self.all_shards = (1 << self.namespace.num_shards) - 1
 
     def prefix(self, names: tuple[bytes, ...]) -> list[Slot]:
@@ -64,6 +67,7 @@ class Catalogue:
         self._state = state
         self._allocator = allocator
         self._last_id = 0
+        self._by_name: dict[Namespace, NamespaceEntry] = {}
         self.entries: dict[int, NamespaceEntry] = {}
 
     def __getitem__(self, namespace_id: int) -> NamespaceEntry:
@@ -77,12 +81,9 @@ class Catalogue:
 
     def register(self, namespace: Namespace) -> NamespaceEntry:
         """The entry of a namespace, known or new; what cannot be served is refused by name."""
-        namesake = None
-        for entry in self.entries.values():
-            if entry.namespace == namespace:
-                return entry
-            if entry.namespace.same_name(namespace):
-                namesake = entry
+        namesake = self._by_name.get(namespace.name)
+        if namesake is not None and namesake.namespace == namespace:
+            return namesake
         self._require_room(namespace)
         if namesake is not None:
             self._require_unused(namesake, namespace)
@@ -102,7 +103,9 @@ class Catalogue:
         size_class = self._allocator.size_class(namespace.chunk_bytes)
         entry = NamespaceEntry(namespace_id, namespace, size_class, generation)
         self._state.put_namespace(namespace_id, generation, blob)
+        size_class.namespaces += 1
         self.entries[namespace_id] = entry
+        self._by_name[namespace.name] = entry
         self._last_id = max(self._last_id, namespace_id)
         return entry
 
@@ -131,7 +134,10 @@ class Catalogue:
     def _drop(self, entry: NamespaceEntry) -> None:
         """Forget a namespace without chunks. Who still uses its id is told to register again."""
         del self.entries[entry.id]
+        del self._by_name[entry.namespace.name]
         self._state.drop_namespace(entry.id)
+        entry.size_class.namespaces -= 1
+        self._allocator.let_go(entry.size_class)
 
     def _free_id(self) -> int:
         """An id that has not been used for as long as possible."""

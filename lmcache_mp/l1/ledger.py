@@ -20,8 +20,10 @@ def entries_for(slots: int) -> int:
 class Ledger:
     """All owners. Slots' own counts (`users`, `writers`) are the tier's business."""
 
-    def __init__(self, state: StateFile) -> None:
+    def __init__(self, state: StateFile, max_leases: int) -> None:
+        """`max_leases`: of one owner at a time, holds and pins included."""
         self._state = state
+        self.max_leases = max_leases
         self.free_entries = list(range(state.geometry.leases - 1, -1, -1))
         self.owners: dict[bytes, Owner] = {}
 
@@ -33,16 +35,28 @@ class Ledger:
         return found
 
     def require_room(self, owner: Owner, lease_id: int, slots: int) -> None:
-        """Check, before anything changes, that a lease on so many slots could be granted."""
+        """Check, before anything changes, that a lease with records of so many slots could be
+        granted.
+
+        Nobody gets more records than are left for others then: one owner alone gets half of them.
+        """
         if lease_id in owner.leases:
             raise BadLease(
                 f"lease {lease_id} is open already: a call id may be used once", lease_id=lease_id
             )
-        if slots and entries_for(slots) > len(self.free_entries):
+        if len(owner.leases) >= self.max_leases:
+            raise LimitReached(
+                f"the client has {len(owner.leases)} leases, holds and pins, and may have"
+                f" {self.max_leases} (max_leases): give some back sooner",
+                limit=self.max_leases,
+            )
+        free = len(self.free_entries) - entries_for(slots)
+        if slots and owner.records + entries_for(slots) > free:
             limit = self._state.geometry.leases
             raise LimitReached(
-                f"all {limit} lease records are in use or nearly so"
-                f" ({len(self.free_entries)} free): give leases back sooner",
+                f"the client's leases take {owner.records} of the server's {limit} lease records,"
+                f" {len(self.free_entries)} are free, and nobody gets more of them than others are"
+                " left: give leases back sooner",
                 limit=limit,
                 free=len(self.free_entries),
             )
@@ -65,15 +79,20 @@ class Ledger:
                 held = packed[part * _ENTRY_BYTES : (part + 1) * _ENTRY_BYTES]
                 self._state.put_lease(entry, kind, shard, (part, parts), lease_id, owner.id, held)
                 lease.entries.append(entry)
-        owner.leases[lease_id] = lease
+        self.restore(owner, lease)
         return lease
+
+    def restore(self, owner: Owner, lease: Lease) -> None:
+        """The owner has a lease that is recorded already."""
+        owner.leases[lease.id] = lease
+        owner.records += len(lease.entries)
 
     def find(self, owner: Owner, lease_id: int) -> Lease:
         """The owner's lease of that id, or `LeaseNotFound`."""
         lease = owner.leases.get(lease_id)
         if lease is None:
             raise LeaseNotFound(
-                f"client {owner.id.hex()} holds no lease {lease_id}: it is another client's, has"
+                f"client {owner.name} holds no lease {lease_id}: it is another client's, has"
                 f" ended, or was never granted (it holds {len(owner.leases)} others)",
                 lease_id=lease_id,
             )
@@ -82,6 +101,7 @@ class Ledger:
     def end(self, owner: Owner, lease: Lease) -> None:
         """Strike a lease from the records."""
         del owner.leases[lease.id]
+        owner.records -= len(lease.entries)
         for entry in lease.entries:
             self._state.clear_lease(entry)
         self.free_entries += lease.entries

@@ -7,7 +7,8 @@ next turn needs.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 from typing_extensions import override
@@ -29,6 +30,9 @@ class EvictionOrder(Protocol):
 
     def victims(self, count: int) -> list[Slot]:
         """Take out the slots to evict next, as many as there are up to `count`."""
+
+    def coldest(self) -> Iterator[Slot]:
+        """All slots, those to evict next first. The order must not change meanwhile."""
 
     def __contains__(self, slot: Slot) -> bool: ...
 
@@ -87,6 +91,13 @@ class Lru(EvictionOrder):
                 batches.popleft()
         self._length -= len(victims)
         return victims
+
+    @override
+    def coldest(self) -> Iterator[Slot]:
+        for mark, slots in chain(self._swept, self._unswept):
+            for slot in reversed(slots):
+                if slot.mark == mark:
+                    yield slot
 
     @override
     def __contains__(self, slot: Slot) -> bool:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import mmap
 import os
+import sys
 
 import bus
 from lmcache_mp import process
@@ -20,6 +21,7 @@ from lmcache_mp.logging import configure, init_logger
 from lmcache_mp.madvise import (
     MADV_HUGEPAGE,
     MADV_POPULATE_WRITE,
+    MADV_REMOVE,
     NoMemoryLeft,
     address_of,
     madvise,
@@ -29,6 +31,11 @@ from lmcache_mp.messages import Populated
 log = init_logger("lmcache_mp.l1.populate")
 
 STEP_BYTES = 64 << 20
+SMALLEST_STEP_BYTES = 64 << 10
+"""Where memory runs out, steps go down to the smallest page of L1."""
+RECORDS_SHARE = 64
+ANSWER_S = 60.0
+"""An engine that answers no sooner is ended by its supervisor."""
 NICENESS = 5  # the engines that already work come first
 
 
@@ -50,6 +57,7 @@ def main() -> None:
             populate(client, options.segment, bytes.fromhex(options.l1_id), options.start)
     except bus.BusError as fault:  # the engine is gone, and its successor has a helper of its own
         log.info("stopped populating: %s", fault)
+        sys.exit(1)  # or it hung, and is to know
 
 
 def populate(client: bus.Client, segment: str, l1_id: bytes, done: int) -> None:
@@ -60,15 +68,35 @@ def populate(client: bus.Client, segment: str, l1_id: bytes, done: int) -> None:
         address = address_of(mapping)
         with contextlib.suppress(OSError):  # a kernel without huge pages: slower, not wrong
             madvise(address, size, MADV_HUGEPAGE)
-        while done < size:
+        error = ""
+        while done < size and not error:
             length = min(STEP_BYTES, size - done)
             try:
                 _back(descriptor, address, done, length)
+                done += length
             except OSError as fault:
-                client.call(Populated(l1_id=l1_id, populated_bytes=done, error=_reason(fault)))
-                return
-            done += length
-            client.call(Populated(l1_id=l1_id, populated_bytes=done))
+                error = _reason(fault)
+                done = _back_what_fits(descriptor, address, done, size)
+            client.call(Populated(l1_id=l1_id, populated_bytes=done, error=error), ANSWER_S)
+
+
+def _back_what_fits(descriptor: int, address: int, start: int, size: int) -> int:
+    """Back what still finds room from `start` on; returns where that ends.
+
+    Some of it is given back: the records of what is stored there need room as well.
+    """
+    end, step = start, STEP_BYTES // 2
+    while step >= SMALLEST_STEP_BYTES:
+        if end + step <= size:
+            with contextlib.suppress(OSError):
+                _back(descriptor, address, end, step)
+                end += step
+                continue
+        step //= 2
+    end = max(start, (end - end // RECORDS_SHARE) // SMALLEST_STEP_BYTES * SMALLEST_STEP_BYTES)
+    with contextlib.suppress(OSError):  # a file system that makes no holes
+        madvise(address + end, size - end, MADV_REMOVE)
+    return end
 
 
 def _back(descriptor: int, address: int, start: int, length: int) -> None:

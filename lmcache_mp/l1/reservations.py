@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from operator import attrgetter
 
 from lmcache_mp.errors import BadLease, BadShard
 from lmcache_mp.l1.allocator import Allocator
 from lmcache_mp.l1.counters import Counters
 from lmcache_mp.l1.index import NamespaceEntry
-from lmcache_mp.l1.lease import Lease, LeaseKind, Owner
+from lmcache_mp.l1.lease import ALL_SHARDS, Lease, LeaseKind, Owner, shard_bits
 from lmcache_mp.l1.ledger import Ledger
 from lmcache_mp.l1.slot import INCOMPLETE, READY, Slot
 from lmcache_mp.l1.state_file import StateFile
@@ -18,6 +19,8 @@ from lmcache_mp.messages import StoreGrant
 UNFINISHED_PROTECTION_S = 10.0
 """How long a chunk waits for its other ranks after the last commit of one; without it, ranks one
 step apart never meet in a full cache."""
+
+OnReady = Callable[[NamespaceEntry, list[bytes]], None]
 
 _address = attrgetter("address")
 
@@ -34,6 +37,8 @@ class Reservations:
         self._counters = counters
         self.commits = 0
         """Counts up over restarts: the eviction order of adopted chunks."""
+        self.on_ready: OnReady | None = None
+        """Told which chunks have just become hits."""
 
     def prepare(
         self, owner: Owner, lease_id: int, entry: NamespaceEntry, names: tuple[bytes, ...],
@@ -43,7 +48,7 @@ class Reservations:
 
         What is here of the prompt counts as used and is not evicted for the rest of it.
         """
-        if not 0 <= shard < entry.namespace.num_shards:
+        if not 0 <= shard < entry.namespace.num_shards and shard != ALL_SHARDS:
             raise BadShard(
                 f"shard {shard} of a namespace with {entry.namespace.num_shards}: must be from 0 to"
                 f" {entry.namespace.num_shards - 1}",
@@ -51,7 +56,7 @@ class Reservations:
                 num_shards=entry.namespace.num_shards,
             )
         self._ledger.require_room(owner, lease_id, len(names))
-        bit = 1 << shard
+        bit = shard_bits(shard)
         missing, here, joined = self._sorted_out(entry, names, bit)
         slots = self._reserve(entry, missing, here, bit, tenant, now_s)
         no_room = len(missing) - len(slots)
@@ -87,14 +92,16 @@ class Reservations:
                 taken += 1
             elif position in positions and slot.index is awaited:
                 taken += 1
-                if slot.namespace.all_shards == 1 or self._is_whole(slot, lease.shard, now_s):
+                at_once = slot.namespace.all_shards == 1 or lease.shard == ALL_SHARDS
+                if at_once or self._is_whole(slot, lease.shard, now_s):
                     whole.append(slot)
             else:
-                self._abort_shard(slot, 1 << lease.shard)
+                self._abort_shard(slot, shard_bits(lease.shard))
         if entry is not None:
             self._publish(entry, whole)
-            self._counters.stored_bytes += taken * entry.namespace.shard_bytes
-        self._counters.stored_chunks += taken
+            if lease.shard != ALL_SHARDS:  # those come from L2
+                self._counters.stored_chunks += taken
+                self._counters.stored_bytes += taken * entry.namespace.shard_bytes
         self._ledger.end(owner, lease)
         return taken
 
@@ -102,7 +109,7 @@ class Reservations:
         """Undo what a WRITE lease reserved."""
         for slot in lease.slots:
             if slot is not None:
-                self._abort_shard(slot, 1 << lease.shard)
+                self._abort_shard(slot, shard_bits(lease.shard))
 
     def _sorted_out(
         self, entry: NamespaceEntry, names: tuple[bytes, ...], bit: int
@@ -158,8 +165,7 @@ class Reservations:
             slot.writers = bit
             slot.protected_until_s = 0.0
         incomplete.update(zip(missing, slots, strict=False))
-        several = entry.namespace.num_shards > 1
-        self._state.put_slots(slots, entry.id, entry.generation, tenant, shards=several)
+        self._state.put_slots(slots, entry.id, entry.generation, tenant)
         return slots
 
     def _is_whole(self, slot: Slot, shard: int, now_s: float) -> bool:
@@ -187,6 +193,8 @@ class Reservations:
             slot.state = READY
             slot.writers = 0
             slot.committed = all_shards
+        if self.on_ready is not None and slots:
+            self.on_ready(entry, [slot.key for slot in slots])
         slots.reverse()
         self._allocator.used_now(slots)
 

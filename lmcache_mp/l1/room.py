@@ -46,7 +46,7 @@ def _mem_available() -> int:
 
 def _cgroup_rooms() -> list[Room]:
     """Every memory limit on the way from our control group up to the root, v1 and v2."""
-    rooms = []
+    rooms: list[Room] = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":

@@ -11,11 +11,13 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmcache_mp.l1.geometry import Geometry, StateFileMismatch
+from lmcache_mp import access
+from lmcache_mp.l1.geometry import HEADER_BYTES, Geometry, StateFileMismatch
 from lmcache_mp.l1.room import room
 from lmcache_mp.l1.slab import default_page_bytes
 from lmcache_mp.l1.state_file import StateFile
@@ -24,6 +26,8 @@ from lmcache_mp.units import Size
 
 MIN_L1_BYTES = 1 << 20
 
+_AS_IT_LIES = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""The names are known and /dev/shm is everybody's: what lies there may be a trap."""
 
 Mapped = tuple[mmap.mmap, StateFile]
 
@@ -52,10 +56,10 @@ class L1Store:
         os.close(self.state_descriptor)
 
 
-def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
+def open_store(files: L1Files, l1_bytes: int, *, adopt: bool, group: int | None = None) -> L1Store:
     """Open an L1 of that size: the one that is there if it fits and `adopt` says so, or a new one.
 
-    Raises `L1Unusable`.
+    The segment is opened to the members of `group`, the state file to nobody. Raises `L1Unusable`.
     """
     if l1_bytes < MIN_L1_BYTES:
         raise L1Unusable(
@@ -67,12 +71,16 @@ def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
         if adopt:
             try:
                 mapping, state = _existing(files, descriptor, l1_bytes)
-            except (StateFileMismatch, FileNotFoundError) as mismatch:
+            except StateFileMismatch as mismatch:
                 reason = str(mismatch)
+            except FileNotFoundError:
+                reason = "the segment is gone"
             else:
+                access.share(files.segment, group, access.SEGMENT)
                 return L1Store(files, state, mapping, descriptor, True, "")
-        fresh = os.fstat(descriptor).st_size == 0
+        fresh = os.fstat(descriptor).st_size == 0 and not files.segment.exists()
         mapping, state = _new(files, descriptor, l1_bytes)
+        access.share(files.segment, group, access.SEGMENT)
         return L1Store(files, state, mapping, descriptor, False, "" if fresh else reason)
     except BaseException:
         if os.fstat(descriptor).st_size == 0:  # of no use to anybody
@@ -84,7 +92,20 @@ def open_store(files: L1Files, l1_bytes: int, *, adopt: bool) -> L1Store:
 def _locked(path: Path) -> int:
     """A descriptor of the state file, new or old, that only this engine has a lock on."""
     with _explained(path.parent):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        mode = path.parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise L1Unusable(
+                f"everybody may remove L1 from {path.parent}, whose mode is"
+                f" {stat.S_IMODE(mode):04o}: chmod +t {path.parent}, or choose another --l1-dir"
+            )
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _AS_IT_LIES, 0o600)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+        os.close(descriptor)
+        raise L1Unusable(
+            f"{path} is not this server's own file but one of uid {found.st_uid}: have it removed,"
+            " or choose another --name or --l1-dir"
+        )
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -96,23 +117,38 @@ def _locked(path: Path) -> int:
     return descriptor
 
 
+def recorded_l1_bytes(files: L1Files) -> int | None:
+    """The size of the L1 that is there; None if there is none to be believed."""
+    with contextlib.suppress(OSError, StateFileMismatch):
+        descriptor = os.open(files.state, os.O_RDONLY | _AS_IT_LIES)
+        with open(descriptor, "rb") as file:
+            return Geometry.read(file.read(HEADER_BYTES)).l1_bytes
+    return None
+
+
 def _existing(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
     size = os.fstat(descriptor).st_size
     if size == 0:
-        raise StateFileMismatch("it is empty")
+        raise StateFileMismatch("the state file is empty")
     mapping = mmap.mmap(descriptor, size)
     buffer = memoryview(mapping)
     geometry = Geometry.from_header(buffer)
-    segment = files.segment.stat()
+    segment = files.segment.lstat()
     if geometry.boot_id != boot_id():
-        raise StateFileMismatch("it is of an earlier boot")
+        raise StateFileMismatch("the state file is of an earlier boot")
     if geometry.l1_bytes != l1_bytes or geometry.page_bytes != default_page_bytes(l1_bytes):
         raise StateFileMismatch(
-            f"it is of an L1 of {Size(geometry.l1_bytes)}, now it is {Size(l1_bytes)}"
+            f"the state file is of an L1 of {Size(geometry.l1_bytes)}, now it is {Size(l1_bytes)}"
         )
-    if (segment.st_ino, segment.st_size) != (geometry.segment_inode, geometry.l1_bytes):
-        raise StateFileMismatch("the segment beside it is another one's")
-    return mapping, StateFile(buffer, geometry, _backing(descriptor))
+    ours = (geometry.segment_inode, geometry.l1_bytes, os.geteuid())
+    if (segment.st_ino, segment.st_size, segment.st_uid) != ours:
+        raise StateFileMismatch("the segment is another one than the state file's")
+    state = StateFile(buffer, geometry, _backing(descriptor))
+    if segment.st_blocks * 512 < state.populated_bytes:
+        raise StateFileMismatch(
+            f"the segment has {segment.st_blocks * 512} of its {state.populated_bytes} bytes"
+        )
+    return mapping, state
 
 
 def _new(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
@@ -127,25 +163,34 @@ def _new(files: L1Files, descriptor: int, l1_bytes: int) -> Mapped:
                 f"L1 of {Size(l1_bytes)} does not fit: {Size(free.available_bytes >> 20 << 20)}"
                 f" are left ({free.bound_by}): lower --l1-size, or choose a larger --l1-dir"
             )
-        segment = os.open(files.segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(segment, l1_bytes)
-            inode = os.fstat(segment).st_ino
-        finally:
-            os.close(segment)
-        geometry = Geometry(
-            l1_bytes=l1_bytes,
-            page_bytes=default_page_bytes(l1_bytes),
-            segment_inode=inode,
-            l1_id=secrets.token_bytes(16),
-            boot_id=boot_id(),
-        )
-        os.ftruncate(descriptor, geometry.file_bytes)
-        os.posix_fallocate(descriptor, 0, geometry.slots_at)
+            geometry = Geometry(
+                l1_bytes=l1_bytes,
+                page_bytes=default_page_bytes(l1_bytes),
+                segment_inode=_new_segment(files.segment, l1_bytes),
+                l1_id=secrets.token_bytes(16),
+                boot_id=boot_id(),
+            )
+            os.ftruncate(descriptor, geometry.file_bytes)
+            os.posix_fallocate(descriptor, 0, geometry.slots_at)
+        except OSError:  # nothing is to be left of it
+            files.segment.unlink(missing_ok=True)
+            os.ftruncate(descriptor, 0)
+            raise
     mapping = mmap.mmap(descriptor, geometry.file_bytes)
     state = StateFile(memoryview(mapping), geometry, _backing(descriptor))
     state.format()
     return mapping, state
+
+
+def _new_segment(path: Path, l1_bytes: int) -> int:
+    """Make the segment, all of it a hole; returns its inode."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, l1_bytes)
+        return os.fstat(descriptor).st_ino
+    finally:
+        os.close(descriptor)
 
 
 def _backing(descriptor: int) -> Callable[[int, int], None]:

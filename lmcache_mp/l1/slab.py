@@ -94,6 +94,8 @@ class SizeClass:
     page_units: int
     slab_pages: int
     order: EvictionOrder
+    namespaces: int = 0
+    """Registered ones whose chunks have this size."""
     slabs: list[Slab] = field(default_factory=list)
     free: list[Slot] = field(default_factory=list)
     """Carved and empty."""

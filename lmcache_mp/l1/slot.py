@@ -36,7 +36,8 @@ NOWHERE: dict[bytes, Slot] = {}
 class Slot:
     """Made when its slab is carved, and used for one chunk after the other.
 
-    Invariant: an unleased READY slot stands in its size class's eviction order, no other slot does.
+    Invariant: every READY slot that nobody uses stands in its size class's eviction order; of those
+    that are used, some that are only being copied to L2; no other does.
     """
 
     __slots__ = (

@@ -6,7 +6,7 @@ Layout, all little-endian, over any writable buffer (a mapped file; a bytearray 
     namespaces    1 KiB each     state, length, generation, CRC, msgpack
     pages         16 B a page    state, pages, slot units, CRC       (first page of each slab)
     leases        1 KiB each     state, kind, shard, count, lease id, owner, CRC, slot addresses
-    slots         128 B a slot   see `SLOT_*`; sparse, backed when a slab is made
+    slots         128 B a slot   see `slot_record`; sparse, backed when a slab is made
 
 Every record has one state byte: cleared first, set last. Stores to one process's mapping become
 visible in order, so a kill between two of them leaves a record that is absent, never one that is
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -30,10 +30,21 @@ from lmcache_mp.l1.geometry import (
     Geometry,
 )
 from lmcache_mp.l1.slot import Slot
+from lmcache_mp.l1.slot_record import (
+    COMMITTED_AGAIN_AT,
+    COMMITTED_AT,
+    EMPTY,
+    INCOMPLETE,
+    ORIGIN,
+    READY,
+    RESERVED,
+    SEQUENCE_AT,
+    SlotRecord,
+    read_slots,
+)
 
-EMPTY, VALID = 0x00, 0xA7
-INCOMPLETE, READY = 0x35, 0xCA
-"""State bytes: no flipped bit turns one into another."""
+VALID = 0xA7
+"""State byte of records other than slots', where it is not EMPTY."""
 
 _POPULATED = 1024  # mutable fields, each an aligned 8-byte word
 _EPOCH = 1040
@@ -45,29 +56,6 @@ _PAGE = struct.Struct("<BxxxIII")  # state, pages, slot units, crc
 _LEASE = struct.Struct("<BBHHHIQ16sI")  # state, kind, shard, part, parts, count, id, owner, crc
 _LEASE_SLOTS = 64
 LEASE_SLOTS_PER_ENTRY = (LEASE_BYTES - _LEASE_SLOTS) // 4
-
-_SLOT = struct.Struct("<16s32sI")  # origin (below), key, crc over both and the slot's address
-_SLOT_ORIGIN = struct.Struct("<II8s")  # namespace, generation, tenant
-_SLOT_FIXED = 48
-_SLOT_SEQUENCE = 8  # order of commits, for the eviction order after a restart
-_SLOT_COMMITTED = 16  # two bit sets of 16 bytes; a shard counts if both say so
-_SLOT_COMMITTED_AGAIN = 32
-_NO_TENANT = bytes(8)
-_NO_SHARDS = bytes(_SLOT_FIXED - _SLOT_COMMITTED)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotRecord:
-    """A slot record as found at the start."""
-
-    ready: bool
-    """Else incomplete."""
-    namespace_id: int
-    generation: int
-    key: bytes
-    tenant: bytes
-    committed: int
-    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +112,22 @@ class StateFile:
 
     @property
     def epoch(self) -> int:
-        """The engine's incarnation that wrote here last."""
-        return self._words[_EPOCH >> 3]
+        """The engine's incarnation that wrote here last; there is always one after it."""
+        return self._words[_EPOCH >> 3] & (1 << 63) - 1
 
     @epoch.setter
     def epoch(self, value: int) -> None:
         self._words[_EPOCH >> 3] = value
 
     def next_generation(self) -> int:
-        """A generation that no namespace of this L1 has had."""
-        self._words[_GENERATION >> 3] += 1
-        return self._words[_GENERATION >> 3] & 0xFFFFFFFF
+        """A generation that no namespace of this L1 has, and no record says."""
+        generation = (self._words[_GENERATION >> 3] + 1) & 0xFFFFFFFF
+        self._words[_GENERATION >> 3] = generation
+        return generation
+
+    def set_last_generation(self, generation: int) -> None:
+        """Count on from there."""
+        self._words[_GENERATION >> 3] = generation
 
     # --- namespaces ---
 
@@ -201,37 +194,29 @@ class StateFile:
     # --- slots ---
 
     def put_slots(
-        self,
-        slots: Iterable[Slot],
-        namespace_id: int,
-        generation: int,
-        tenant: bytes,
-        *,
-        shards: bool,
+        self, slots: Iterable[Slot], namespace_id: int, generation: int, tenant: bytes
     ) -> None:
-        """Record that slots are reserved for their keys. `shards`: a chunk has several."""
-        origin = _SLOT_ORIGIN.pack(namespace_id, generation, tenant)
+        """Record that slots are reserved for their keys."""
+        origin = ORIGIN.pack(namespace_id, generation, tenant)
         seed = crc32(origin)
-        buffer, pack_into = self.buffer, _SLOT.pack_into
+        buffer, pack_into = self.buffer, RESERVED.pack_into
         for slot in slots:
             at, key = slot.record, slot.key
-            if shards:
-                buffer[at + _SLOT_COMMITTED : at + _SLOT_FIXED] = _NO_SHARDS
-            pack_into(buffer, at + _SLOT_FIXED, origin, key, crc32(key, seed ^ slot.address))
+            pack_into(buffer, at + COMMITTED_AT, origin, key, crc32(key, seed ^ slot.address))
             buffer[at] = INCOMPLETE
 
     def commit_shard(self, at: int, shard: int) -> None:
         """One shard of several is whole."""
-        offset, bit = at + _SLOT_COMMITTED + (shard >> 3), 1 << (shard & 7)
+        offset, bit = at + COMMITTED_AT + (shard >> 3), 1 << (shard & 7)
         self.buffer[offset] |= bit
-        self.buffer[offset + _SLOT_COMMITTED_AGAIN - _SLOT_COMMITTED] |= bit
+        self.buffer[offset + COMMITTED_AGAIN_AT - COMMITTED_AT] |= bit
 
     def set_ready(self, slots: Iterable[Slot], sequence: int) -> None:
         """The chunks are whole. The first is numbered `sequence`, the next one less, and so on."""
         buffer, words = self.buffer, self._words
         for slot in slots:
             at = slot.record
-            words[(at + _SLOT_SEQUENCE) >> 3] = sequence
+            words[(at + SEQUENCE_AT) >> 3] = sequence
             buffer[at] = READY
             sequence -= 1
 
@@ -249,25 +234,13 @@ class StateFile:
         """Whether nothing is recorded."""
         return self.buffer[at] == EMPTY
 
-    def slot(self, at: int, address: int) -> SlotRecord | None:
-        """The record of a slot that is not empty; None if it is damaged."""
-        state = self.buffer[at]
-        origin, key, crc = _SLOT.unpack_from(self.buffer, at + _SLOT_FIXED)
-        if state not in (INCOMPLETE, READY) or crc != crc32(key, crc32(origin) ^ address):
-            return None
-        namespace_id, generation, tenant = _SLOT_ORIGIN.unpack(origin)
-        once = self.buffer[at + _SLOT_COMMITTED : at + _SLOT_COMMITTED_AGAIN]
-        again = self.buffer[at + _SLOT_COMMITTED_AGAIN : at + _SLOT_FIXED]
-        committed = int.from_bytes(once, "little") & int.from_bytes(again, "little")
-        return SlotRecord(
-            ready=state == READY,
-            namespace_id=namespace_id,
-            generation=generation,
-            key=key,
-            tenant=b"" if tenant == _NO_TENANT else tenant,
-            committed=committed,
-            sequence=self._words[(at + _SLOT_SEQUENCE) >> 3],
-        )
+    def slots(self, first: int, slots: Sequence[Slot]) -> Iterator[tuple[Slot, SlotRecord | None]]:
+        """Those that are not empty, and their records or None; the first's is at `first`."""
+        return read_slots(self.buffer[first : first + len(slots) * SLOT_RECORD_BYTES], slots)
+
+    def slot(self, slot: Slot) -> SlotRecord | None:
+        """A slot's record; None if it is empty or damaged."""
+        return next((record for _, record in self.slots(slot.record, (slot,))), None)
 
     # --- leases ---
 

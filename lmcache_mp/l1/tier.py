@@ -41,12 +41,13 @@ SWEPT_AT_ONCE = 512
 class L1:
     """The memory tier of one server. Not thread-safe."""
 
-    def __init__(self, state: StateFile, *, policy: str = "lru") -> None:
+    def __init__(self, state: StateFile, *, policy: str = "lru", max_leases: int = 1 << 20) -> None:
+        """`max_leases`: of one owner at a time, holds and pins included."""
         self.state = state
         self.policy = policy
         self.counters = Counters()
         self.allocator = Allocator(state, policy)
-        self.ledger = Ledger(state)
+        self.ledger = Ledger(state, max_leases)
         self.namespaces = Catalogue(state, self.allocator)
         self.reservations = Reservations(state, self.allocator, self.ledger, self.counters)
         self.cleared = Cleared()
@@ -59,7 +60,7 @@ class L1:
 
     def lookup(self, entry: NamespaceEntry, keys: bytes) -> int:
         """How many chunks, from the first on, are here. Changes nothing."""
-        names = _split(keys)
+        names = split_keys(keys)
         found = len(list(takewhile(entry.ready.__contains__, names)))
         self._count_lookup(len(names), found)
         return found
@@ -71,21 +72,38 @@ class L1:
 
         Where nothing is here there is no lease to end.
         """
-        slots = entry.prefix(_split(keys))
-        self.ledger.require_room(owner, lease_id, len(slots))
+        slots = entry.prefix(split_keys(keys))
+        packed = self.lease(owner, lease_id, kind, slots)
+        if kind == LeaseKind.READ:
+            self.counters.retrieved_chunks += len(slots)
+            self.counters.retrieved_bytes += len(slots) * entry.namespace.shard_bytes
+        return packed
+
+    def lease(
+        self,
+        owner: Owner,
+        lease_id: int,
+        kind: LeaseKind,
+        slots: Sequence[Slot],
+        *,
+        is_use: bool = True,
+    ) -> bytes:
+        """Lease READY slots of one class; returns their addresses. None: there is no lease.
+
+        Unless that `is_use` they keep their place in the order, and will be evicted after it when
+        their turn comes.
+        """
+        self.ledger.require_room(owner, lease_id, 0 if kind == LeaseKind.HOLD else len(slots))
         if not slots:
             return b""
         idle: list[Slot] = []
         for slot in slots:
-            if not slot.users:
+            if is_use and slot.mark:
                 idle.append(slot)
             slot.users += 1
-        entry.size_class.order.remove(idle)
+        slots[0].slab.size_class.order.remove(idle)
         packed = array("I", [slot.address for slot in slots]).tobytes()
         self.ledger.grant(owner, lease_id, kind, slots, packed)
-        if kind == LeaseKind.READ:
-            self.counters.retrieved_chunks += len(slots)
-            self.counters.retrieved_bytes += len(slots) * entry.namespace.shard_bytes
         return packed
 
     def hold(
@@ -95,7 +113,7 @@ class L1:
 
         A hold is a wish: an owner with too many of them gets the count alone.
         """
-        if owner.holds >= MAX_HOLDS:
+        if owner.holds >= MAX_HOLDS or len(owner.leases) >= self.ledger.max_leases:
             return self.lookup(entry, keys)
         held = len(self.acquire(owner, lease_id, LeaseKind.HOLD, entry, keys)) // 4
         if held:
@@ -106,7 +124,7 @@ class L1:
 
     def touch(self, entry: NamespaceEntry, keys: bytes) -> int:
         """Mark the longest prefix as just used; returns how many chunks."""
-        slots = entry.prefix(_split(keys))
+        slots = entry.prefix(split_keys(keys))
         idle = [slot for slot in dict.fromkeys(reversed(slots)) if not slot.users]
         entry.size_class.order.remove(idle)
         self.allocator.used_now(idle)
@@ -119,7 +137,9 @@ class L1:
         tenant: bytes, now_s: float,
     ) -> StoreGrant:  # fmt: skip
         """Reserve slots for the shard's missing chunks; see `Reservations.prepare`."""
-        return self.reservations.prepare(owner, lease_id, entry, _split(keys), shard, tenant, now_s)
+        return self.reservations.prepare(
+            owner, lease_id, entry, split_keys(keys), shard, tenant, now_s
+        )
 
     def commit_store(self, owner: Owner, lease_id: int, written: bytes | None, now_s: float) -> int:
         """Publish what was written; see `Reservations.commit`."""
@@ -173,7 +193,7 @@ class L1:
     def delete(self, entry: NamespaceEntry, keys: bytes) -> int:
         """Forget these chunks; returns how many were here."""
         deleted = 0
-        for key in _split(keys):
+        for key in split_keys(keys):
             slot = entry.ready.pop(key, None)
             if slot is not None:
                 deleted += 1
@@ -227,14 +247,15 @@ class L1:
             if slot.users:
                 continue
             if slot.state == READY:
-                idle.append(slot)
+                if not slot.mark:
+                    idle.append(slot)
             elif not slot.writers:
                 self.allocator.free(slot)
         self.allocator.used_now(idle)
 
     def _drop(self, slot: Slot) -> None:
         """A chunk that is in no index any more: free its slot, or doom it while it is leased."""
-        if slot.state == READY and not slot.users:
+        if slot.mark:
             slot.slab.size_class.order.remove((slot,))
         elif slot.state == INCOMPLETE and not slot.writers:
             self.allocator.written_again(slot)
@@ -250,7 +271,7 @@ def _splitter(count: int) -> struct.Struct:
     return struct.Struct(f"{KEY_BYTES}s" * count)
 
 
-def _split(keys: bytes) -> tuple[bytes, ...]:
+def split_keys(keys: bytes) -> tuple[bytes, ...]:
     """The keys in a buffer. (One unpack takes a fifth of the time of as many slices.)"""
     count, rest = divmod(len(keys), KEY_BYTES)
     if rest:

@@ -122,7 +122,7 @@ class Child:
             pid=self.pid,
             state=self.state.value,
             restarts=max(self.restarts, 0),
-            uptime_s=now_s - self.started_s if self.alive else 0.0,
+            uptime_s=max(0.0, now_s - self.started_s) if self.alive else 0.0,
             address=self.address,
             note=self.note,
         )

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from lmcache_mp.access import closed_to, group_id
 from lmcache_mp.config import Config
 from lmcache_mp.logging import init_logger
 from lmcache_mp.rundir import RunDir
@@ -51,7 +54,11 @@ def claim(config: Config) -> Iterator[Claim]:
     for directory in config.http_api_dir:
         if not os.path.isdir(directory):
             raise CannotStart(f"--http-api-dir {directory}: there is no such directory")
-    run_dir.create()
+    group = group_id(config.access_group)
+    run_dir.create(group)
+    if group is not None:
+        _warn_if_out_of_reach(config, run_dir, group)
+    _raise_file_limit()
     previous = run_dir.lock_holder("supervisor")
     try:
         lock = run_dir.lock("supervisor")
@@ -65,12 +72,40 @@ def claim(config: Config) -> Iterator[Claim]:
         _await_engine_of_predecessor(run_dir, config.drain_s + PREDECESSOR_S)
         patience_s = PREDECESSOR_S if was_killed else 0.0
         with _listen(config.http_host, config.http_port, patience_s) as http_socket:
-            config.save(run_dir)
+            _save(config, run_dir)
             yield Claim(run_dir, http_socket)
-        run_dir.config_file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file system that has become read-only
+            run_dir.config_file.unlink(missing_ok=True)
     finally:
         os.ftruncate(lock, 0)
         os.close(lock)
+
+
+def _save(config: Config, run_dir: RunDir) -> None:
+    try:
+        config.save(run_dir)
+    except OSError as fault:
+        raise CannotStart(
+            f"{run_dir.config_file} cannot be written: {fault.strerror}: make room there, or choose"
+            " another directory with --run-dir"
+        ) from None
+
+
+def _warn_if_out_of_reach(config: Config, run_dir: RunDir, group: int) -> None:
+    for path in (run_dir.path, Path(config.l1_dir)):
+        if (closed := closed_to(path, group)) is not None:
+            log.warning(
+                "members of group %s cannot reach %s: the mode of %s keeps them out",
+                config.access_group,
+                path,
+                closed,
+            )
+
+
+def _raise_file_limit() -> None:
+    """A connection costs a descriptor: have as many as we may, and our children with us."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _await_engine_of_predecessor(run_dir: RunDir, patience_s: float) -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 import bus
 from lmcache_mp.logging import init_logger
-from lmcache_mp.messages import Heartbeat, ProcessInfo
+from lmcache_mp.messages import Beat, Heartbeat, ProcessInfo
 
 log = init_logger(__name__)
 
@@ -31,12 +31,14 @@ class Pulse:
         self.answered = False
         self.silent_s = 0.0
         """Since its last answer or its start, not counting time in which nobody listened."""
+        self.wanted: list[str] | None = None
+        """The L2 adapters that the engine wants workers for, once it has said so."""
         self._address = address
         self._last_tick_s = now_s
         self._due_s = now_s
         self._told: dict[str, ProcessInfo] = {}
         self._client: bus.Client | None = None
-        self._pending: bus.PendingCall[bus.Done] | None = None
+        self._pending: bus.PendingCall[Beat] | None = None
 
     def tick(self, now_s: float, processes: Mapping[str, ProcessInfo]) -> None:
         """Take the answer if it has come; send the table of processes if that is due."""
@@ -80,7 +82,7 @@ class Pulse:
             return
         pending, self._pending = self._pending, None
         try:
-            pending.result()
+            self.wanted = pending.result().l2
         except bus.CallError as error:  # an answer nevertheless: its loop runs
             log.warning("engine refused a heartbeat: %s", error)
         self.answered = True

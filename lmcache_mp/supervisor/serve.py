@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 
-from lmcache_mp import logging
+from lmcache_mp import logging, token_file
 from lmcache_mp.config import Config
 from lmcache_mp.rundir import L1Files
 from lmcache_mp.supervisor.child import Child
-from lmcache_mp.supervisor.claim import Claim, claim
+from lmcache_mp.supervisor.claim import CannotStart, Claim, claim
 from lmcache_mp.supervisor.supervisor import Patience, Supervisor
 from lmcache_mp.units import format_bytes
 
@@ -25,6 +25,7 @@ def serve(config: Config) -> int:
     Raises `CannotStart`, `RunDirError` or `bus.BadAddress`, each a sentence, before anything runs.
     """
     logging.configure(config.log_level, config.log_format, "supervisor")
+    check_token_file(config)
     with claim(config) as held:
         log.info(
             "serving name=%s run_dir=%s bus=%s http=%s",
@@ -36,12 +37,23 @@ def serve(config: Config) -> int:
         exit_code = Supervisor(
             engine=engine(held),
             http=http(held),
+            worker=lambda name: worker(held, name),
             bus_address=held.run_dir.bus_address,
             patience=Patience(drain_s=config.drain_s),
         ).run()
     _report_leftovers(config)
     log.info("stopped name=%s", config.name)
     return exit_code
+
+
+def check_token_file(config: Config) -> None:
+    """Refuse to start with a token file that would keep everybody out; raises `CannotStart`."""
+    if config.http_token_file is None:
+        return
+    try:
+        token_file.read(config.http_token_file)
+    except token_file.TokenFileError as fault:
+        raise CannotStart(str(fault)) from None
 
 
 def engine(held: Claim) -> Child:
@@ -62,6 +74,15 @@ def http(held: Claim) -> Child:
         *("-m", "http_apis", "--run-dir", str(held.run_dir.path), "--fd", str(descriptor)),
     )
     return Child("http", command, pass_fds=(descriptor,), address=held.http_address)
+
+
+def worker(held: Claim, name: str) -> Child:
+    """The process of an L2 adapter."""
+    command = (
+        *_PYTHON,
+        *("-m", "lmcache_mp.worker", "--run-dir", str(held.run_dir.path), "--adapter", name),
+    )
+    return Child(f"l2.{name}", command)
 
 
 def purge_command(config: Config) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmcache_mp.logging import init_logger
@@ -38,11 +39,26 @@ class Patience:
 
 
 class Supervisor:
-    """Runs an engine and an http process until told to stop. One thread: the main one."""
+    """Runs an engine, an http process and the engine's L2 workers until told to stop.
 
-    def __init__(self, engine: Child, http: Child, bus_address: str, patience: Patience) -> None:
+    One thread: the main one.
+    """
+
+    def __init__(
+        self,
+        engine: Child,
+        http: Child,
+        worker: Callable[[str], Child],
+        bus_address: str,
+        patience: Patience,
+    ) -> None:
+        """`worker` makes the child that serves an adapter."""
         self._engine = engine
         self._http = http
+        self._worker = worker
+        self._workers: dict[str, Child] = {}
+        self._retired: list[Child] = []
+        """Workers of adapters that were detached, on their way out."""
         self._bus_address = bus_address
         self._patience = patience
         self._pulse: Pulse | None = None
@@ -60,7 +76,8 @@ class Supervisor:
             return self._watch()
         finally:
             self._end(self._engine, self._patience.drain_s + self._patience.stop_s)
-            self._end(self._http, self._patience.stop_s)
+            for child in (*self._workers.values(), *self._retired, self._http):
+                self._end(child, self._patience.stop_s)
             self._signals.close()
 
     def _watch(self) -> int:
@@ -68,7 +85,8 @@ class Supervisor:
             self._start(child)
         while True:
             now_s = time.monotonic()
-            for child in (self._engine, self._http):
+            self._adjust_workers()
+            for child in self._children:
                 if child.state == State.RESTARTING and now_s >= child.start_at_s:
                     self._start(child)
             self._beat(now_s)
@@ -79,7 +97,35 @@ class Supervisor:
                 if child is self._engine and exit_code == REFUSES_SETTINGS and not child.ever_ready:
                     log.error("engine cannot run with these settings, as it says above: stopping")
                     return REFUSES_SETTINGS
-                child.died(self._cause(child, exit_code), time.monotonic())
+                if child in self._retired:
+                    self._retired.remove(child)
+                elif exit_code == 0 and child in self._workers.values():
+                    self._forget(child)  # its adapter was detached; if not, it is wanted again
+                else:
+                    child.died(self._cause(child, exit_code), time.monotonic())
+
+    def _forget(self, worker: Child) -> None:
+        self._workers = {n: child for n, child in self._workers.items() if child is not worker}
+
+    @property
+    def _children(self) -> list[Child]:
+        """Those that are to run."""
+        return [self._engine, self._http, *self._workers.values()]
+
+    def _adjust_workers(self) -> None:
+        """Start workers for new adapters, stop those of adapters that are gone."""
+        if self._pulse is None or (wanted := self._pulse.wanted) is None:
+            return
+        for name in wanted:
+            if name not in self._workers:
+                self._workers[name] = self._worker(name)
+                self._start(self._workers[name])
+        for name in [name for name in self._workers if name not in wanted]:
+            worker = self._workers.pop(name)
+            worker.state = State.STOPPING
+            worker.signal(signal.SIGTERM)
+            if worker.alive:
+                self._retired.append(worker)
 
     def _start(self, child: Child) -> None:
         now_s = time.monotonic()
@@ -107,11 +153,7 @@ class Supervisor:
             self._engine.signal(signal.SIGKILL)
 
     def _next_due_s(self, now_s: float) -> float:
-        due_s = [
-            child.start_at_s
-            for child in (self._engine, self._http)
-            if child.state == State.RESTARTING
-        ]
+        due_s = [child.start_at_s for child in self._children if child.state == State.RESTARTING]
         if self._pulse is not None and self._engine.alive:
             due_s.append(self._pulse.next_tick_s(now_s))
         return min(due_s, default=now_s + 1.0)
@@ -120,7 +162,9 @@ class Supervisor:
         """Our children that ended; as PID 1 there are others, whom nobody misses."""
         ended = dict(reap())
         ours = [
-            (child, ended[child.pid]) for child in (self._engine, self._http) if child.pid in ended
+            (child, ended[child.pid])
+            for child in (*self._children, *self._retired)
+            if child.pid in ended
         ]
         for child, exit_code in ours:
             child.reaped(exit_code)
@@ -166,5 +210,5 @@ class Supervisor:
 
     def _processes(self, now_s: float) -> dict[str, ProcessInfo]:
         supervisor = ProcessInfo(pid=os.getpid(), uptime_s=now_s - self._started_s)
-        children = {child.name: child.info(now_s) for child in (self._engine, self._http)}
+        children = {child.name: child.info(now_s) for child in self._children}
         return {"supervisor": supervisor, **children}

@@ -40,7 +40,6 @@ FAULTS: dict[str, Callable[[], BaseException]] = {
     "ValueError": lambda: ValueError("of the handler"),
     "KeyError": lambda: KeyError("missing"),
     "RecursionError": lambda: RecursionError("deep"),
-    "MemoryError": lambda: MemoryError(),
     "OSError on a path that is not utf-8": lambda: FileNotFoundError(2, "gone", "/a/\udcff"),
     "an exception without a sentence": lambda: Speechless(),
     "Refused": lambda: Refused("refused 3 of 5", refused=3, share=0.6, who="me"),

@@ -16,7 +16,9 @@ PROMPTS = 50
 
 def main() -> None:
     directory = Path(sys.argv[1])
-    store = open_store(L1Files(directory / "l1", directory / "state"), 1 << 20, adopt=False)
+    files = L1Files(directory / "l1", directory / "state")
+    store = open_store(files, 1 << 20, adopt=False)
+    files.segment.write_bytes(bytes(1 << 20))
     l1 = L1(store.state)
     l1.state.populated_bytes = 1 << 20
     l1.allocator.pages.populate(l1.state.geometry.pages)

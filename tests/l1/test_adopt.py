@@ -1,4 +1,4 @@
-"""Whatever happened to the state file, adoption ends, and every hit is what was stored."""
+"""What a restarted engine makes of an undamaged state file; test_damage has the others."""
 
 from __future__ import annotations
 
@@ -10,16 +10,10 @@ import time
 from array import array
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from lmcache_mp.l1.adopt import AdoptionUnsafe, adopt
+from lmcache_mp.l1.adopt import adopt
 from lmcache_mp.l1.check import check
-from lmcache_mp.l1.geometry import Geometry, StateFileMismatch
 from lmcache_mp.l1.lease import LeaseKind
 from lmcache_mp.l1.segment import open_store
-from lmcache_mp.l1.state_file import StateFile
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.namespace import Namespace
 from lmcache_mp.rundir import L1Files
@@ -95,40 +89,42 @@ def test_a_commit_of_chunks_deleted_before_the_restart_takes_none_of_them() -> N
     assert check(again) == []
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_flipped_bits_cost_what_they_hit_and_nothing_else(data: st.DataObject) -> None:
-    before = filled()
-    size = len(before.state.buffer)
-    used = [at for at in range(size) if before.state.buffer[at]]
-    places = st.one_of(st.sampled_from(used), st.integers(0, size - 1))
-    truth = {slot.address: key for key, slot in before.namespaces[1].ready.items()}
-    for at in data.draw(st.lists(places, min_size=1, max_size=6)):
-        before.state.buffer[at] ^= 1 << data.draw(st.integers(0, 7))
-    copy = memoryview(bytearray(before.state.buffer))
-    try:
-        geometry = Geometry.from_header(copy)
-    except StateFileMismatch:
-        return
-    l1 = L1(StateFile(copy, geometry))
-    try:
-        adopt(l1, LIVING, 100.0)
-    except AdoptionUnsafe:
-        return
-    living = l1.ledger.owners[b"living.........."]
-    assert {lease_id: len(lease.slots) for lease_id, lease in living.leases.items()} == {4: 2, 6: 3}
-    for entry in l1.namespaces.entries.values():
-        for key, slot in entry.ready.items():
-            assert truth[slot.address] == key
-    l1.tick(200.0)
+def test_a_shard_committed_by_the_slots_last_user_is_none_of_the_next_ones() -> None:
+    l1 = new_l1(4)
+    ranks = l1.namespaces.register(NAMESPACE)
+    whole = l1.namespaces.register(Namespace(model="whole", dtype="u8", shard_bytes=4096))
+    assert ranks.size_class is whole.size_class
+    owner = l1.ledger.owner(b"living..........")
+    for lease_id, shard in ((1, 0), (2, 1)):
+        l1.prepare_store(owner, lease_id, ranks, keys(0, 4), shard, b"", 0.0)
+        l1.commit_store(owner, lease_id, None, 0.0)
+    l1.delete(ranks, keys(0, 4))
+    l1.prepare_store(owner, 3, whole, keys(0, 4), 0, b"", 0.0)
     assert check(l1) == []
+    again = after_crash(l1)
+    adopt(again, LIVING, 100.0)
+    assert again.commit_store(again.ledger.owners[owner.id], 3, None, 100.0) == 4
+    assert again.lookup(again.namespaces[whole.id], keys(0, 4)) == 4
 
 
-@pytest.mark.parametrize("size", [0, 100, 5000])
-def test_a_truncated_file_is_refused(size: int) -> None:
-    whole = filled().state.buffer
-    with pytest.raises(StateFileMismatch, match="bytes"):
-        Geometry.from_header(memoryview(bytearray(whole[:size])))
+def test_the_eviction_order_outlives_the_engine() -> None:
+    l1 = new_l1(12)
+    entries = [
+        l1.namespaces.register(Namespace(model=model, dtype="u8", shard_bytes=size))
+        for model, size in (("large", 8192), ("small", 4096))
+    ]
+    owner = l1.ledger.owner(b"living..........")
+    for number in range(6):
+        entry = entries[number % 2]
+        l1.prepare_store(owner, number + 1, entry, keys(number * 10, 3), 0, b"", 0.0)
+        l1.commit_store(owner, number + 1, None, 0.0)
+    again = after_crash(l1)
+    adopt(again, set(), 0.0)
+    for entry in entries:
+        then = [slot.key for slot in entry.size_class.order.victims(99)]
+        now = again.namespaces[entry.id].size_class.order.victims(99)
+        assert [slot.key for slot in now] == then
+        assert len(then) == len(entry.ready) == 9
 
 
 def told_before_death(directory: str, after_s: float) -> set[int]:

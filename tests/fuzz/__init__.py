@@ -1,0 +1,1 @@
+"""What no honest peer says: a grammar of it, and who says it."""
