@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ SHARED_MEMORY = Path("/dev/shm")
 def _zmq_context_is_up() -> None:
     """The context of this process opens descriptors with its first socket, and keeps them."""
     zmq.Context.instance().socket(zmq.DEALER).close(linger=0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_ends_children() -> None:
+    """A shell that starts the tests in the background has them, and all they start, ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -74,9 +74,9 @@ class Opened:
             self.adapter.delete([key])
             that(not any(self.adapter.lookup([key])), "lookup found an object that was deleted")
 
-    def expect_whole(self, key: bytes, *shape: int) -> None:
+    def expect_whole(self, key: bytes, *shape: int, sentence: str = LOAD) -> None:
         """It is there, byte for byte, whatever parts it is read into."""
-        with promise(LOAD):
+        with promise(sentence):
             that(self._load(key, *shape), "load returned None, though the object was stored")
 
     def expect_whole_or_none(self, key: bytes, *shape: int) -> None:

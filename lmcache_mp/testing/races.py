@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lmcache_mp.testing.checks import scan
 from lmcache_mp.testing.objects import PAGE, Opened, new_key
-from lmcache_mp.testing.promises import NEVER_REPLACED, PATIENCE_S, THREADS, promise, that
+from lmcache_mp.testing.promises import NEVER_REPLACED, PATIENCE_S, STORE, THREADS, promise, that
 
 
 def check_one_key_at_once(opened: Opened, chunk_bytes: int) -> None:
@@ -28,12 +28,11 @@ def check_one_key_at_once(opened: Opened, chunk_bytes: int) -> None:
         def read(key: bytes = key, stored: threading.Semaphore = stored) -> None:
             while not stored.acquire(blocking=False):
                 opened.expect_whole_or_none(key, *shape)
-            opened.expect_whole(key, *shape)
+            opened.expect_whole(key, *shape, sentence=STORE)
 
         def read_again(key: bytes = key, stored: threading.Semaphore = stored) -> None:
             while not stored.acquire(blocking=False):
-                with promise(NEVER_REPLACED):
-                    opened.expect_whole(key, *shape)
+                opened.expect_whole(key, *shape, sentence=NEVER_REPLACED)
 
         _at_once([store, store, store, read, read, read])
         _at_once([store, store, read_again, read_again])

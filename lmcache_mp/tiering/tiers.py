@@ -231,7 +231,8 @@ class Tiers:
         looked_at = 0
         for slot in itertools.islice(slots, OFFERED_AT_ONCE):
             looked_at += 1
-            if slot.state == READY and slot.key not in station.known:
+            here = slot.state == READY and slot.index is slot.namespace.ready  # not cleared
+            if here and slot.key not in station.known:
                 by_entry.setdefault(slot.namespace, []).append(slot.key)
         for entry, keys in by_entry.items():
             station.cascade(entry, keys)

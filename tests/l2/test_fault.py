@@ -191,7 +191,7 @@ def test_a_crash_kills_the_process(settings: dict[str, Any], code: str, said: st
 def test_corruption_is_one_bit_of_what_was_read() -> None:
     cache = adapter(corrupt_rate=1)
     store(cache)
-    places = set()
+    places: set[int] = set()
     for _ in range(20):
         loaded = load(cache)
         assert loaded is not None
@@ -215,7 +215,7 @@ def test_corruption_of_an_object_of_another_length_stays_within_the_parts() -> N
 
 def test_a_torn_object_is_the_first_pages_of_it_or_none() -> None:
     cache = adapter(torn_rate=1)
-    lengths = set()
+    lengths: set[int] = set()
     for number in range(100):
         key = bytes((number,)) * 32
         store(cache, key)

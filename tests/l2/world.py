@@ -50,8 +50,19 @@ class Node:
         return next(adapter for adapter in self.engine.status().l2 if adapter.name == name)
 
     def wait_cascaded(self, chunks: int, name: str = "memory") -> None:
-        """Wait until an adapter has so many chunks, stored now or there before."""
-        wait_until(lambda: self.l2(name).counters.cascaded_chunks >= chunks)
+        """Wait until an adapter has so many chunks, stored now or there before, and no more to do.
+
+        One may be offered twice: as it is committed, and with what was there before.
+        """
+
+        def done() -> bool:
+            report = self.engine.status()
+            adapter = next(adapter for adapter in report.l2 if adapter.name == name)
+            leased = sum(c.leased_chunks for c in report.clients if c.who == f"l2 {name}")
+            enough = adapter.counters.cascaded_chunks >= chunks
+            return enough and not adapter.queued_bytes and not leased
+
+        wait_until(done)
 
 
 @contextmanager
