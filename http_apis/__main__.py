@@ -50,9 +50,10 @@ def listening_socket(text: str) -> socket.socket:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Run uvicorn on the inherited socket."""
-    from lmcache_mp.process import die_with_parent
+    from lmcache_mp.process import die_with_parent, give_way
 
     die_with_parent()
+    give_way()
 
     import uvicorn
 

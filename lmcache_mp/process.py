@@ -13,6 +13,7 @@ import signal
 import sys
 
 PARENT_PID_VARIABLE = "LMCACHE_MP_PARENT_PID"
+NICENESS = 5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _parent_pid: int | None = None
 
@@ -49,6 +50,11 @@ def limit_memory(most_bytes: int) -> None:
     if hard != resource.RLIM_INFINITY:
         most_bytes = min(most_bytes, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, hard))
+
+
+def give_way() -> None:
+    """Run at a lower priority than the engine and the inference engines, which go first."""
+    os.nice(NICENESS)
 
 
 def parent_is_gone() -> bool:

@@ -47,6 +47,11 @@ class RunDir:
         """The resolved settings as JSON."""
         return self.path / "config.json"
 
+    @property
+    def l2_file(self) -> Path:
+        """Which L2 adapters there are, as JSON; see `lmcache_mp.tiering.roster`."""
+        return self.path / "l2.json"
+
     def create(self, group: int | None = None) -> None:
         """Make the directory, or check that an existing one is ours; open it to `group` alone.
 

@@ -83,7 +83,7 @@ def _free(files: L1Files) -> int | None:
 
 
 def _tidy(run_dir: RunDir) -> None:
-    for path in (run_dir.path / "bus.sock", run_dir.config_file):
+    for path in (run_dir.path / "bus.sock", run_dir.config_file, run_dir.l2_file):
         path.unlink(missing_ok=True)
     if run_dir.clients.is_dir():
         living_clients(run_dir.clients)  # who lives keeps its file, for the next server

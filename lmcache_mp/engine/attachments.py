@@ -127,11 +127,14 @@ class Attachments:
 
     def _remove(self, station: Station) -> None:
         self._tiers.remove(station)
-        self._write({name: spec for name, spec in self._roster.items() if name != station.name})
+        try:
+            self._write({name: spec for name, spec in self._roster.items() if name != station.name})
+        except CannotAttach as fault:  # an engine that is restarted would have it again
+            log.error("adapter %s is not struck from the list: %s", station.name, fault)
 
     def _write(self, changed: roster.Roster) -> None:
         try:
             roster.save(self._run_dir, changed)
         except OSError as fault:
-            raise CannotAttach(f"{roster.path_of(self._run_dir)}: {fault.strerror}") from None
+            raise CannotAttach(f"{self._run_dir.l2_file}: {fault.strerror}") from None
         self._roster = changed

@@ -121,8 +121,8 @@ class Clients:
         """A client ends, with all its connections and leases."""
         client = self._by_peer.get(call.peer)
         if client is not None:
-            self._tell_gone(client)
             self._l1.owner_ended(client.owner)
+            self._tell_gone(client)
             self._forget(client)
 
     def bury_the_dead(self, now_s: float) -> None:
@@ -131,8 +131,8 @@ class Clients:
             if not is_locked(client.descriptor):
                 leases = len(client.owner.leases)
                 log.info("client gone who=%s pid=%d leases=%d", client.who, client.pid, leases)
-                self._tell_gone(client)
                 self._l1.owner_died(client.owner, now_s)
+                self._tell_gone(client)
                 self._forget(client)
 
     def sweep(self, now_s: float) -> None:

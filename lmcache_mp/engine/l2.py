@@ -75,6 +75,8 @@ class L2:
         self._takers: dict[tuple[str, m.Lane], deque[Taker]] = {}
         self._idle: OpenCalls[Taker] = OpenCalls(config.max_open_calls)
         """The same takers, by their client."""
+        self.answered: Owner | None = None
+        """Whom an answer is just being sent to, whose connection may be forgotten already."""
         self._promotions: OpenCalls[Promotion] = OpenCalls(config.max_open_calls)
         self._attachments = Attachments(server, self.tiers, run_dir, config.l2)
         clients.on_gone.append(self._client_gone)
@@ -96,7 +98,7 @@ class L2:
     ) -> LookupReply:
         """The answer about a prompt of which L1 has `found` chunks, and not all."""
         names = split_keys(message.keys)[found:]
-        known, pending = self.tiers.further(entry, names)
+        known, pending = self.tiers.further(entry, names, ask=not message.wait_s)
         if not pending or not message.wait_s:
             return _reply(found, known, pending)
         lookup = WaitingLookup(call, found, known, pending, time.monotonic() + message.wait_s)
@@ -155,6 +157,13 @@ class L2:
         promotion.cancel()
         return True
 
+    def drain(self) -> None:
+        """Whoever waits for L2 gets what is here."""
+        for promotion in list(self._promotions):
+            promotion.end()
+        for lookup in self._lookups.pop_all():
+            lookup.call.answer(_reply(lookup.l1_chunks, lookup.known, lookup.pending))
+
     def lost(self, owner: Owner, work_id: int) -> None:
         """An answer did not reach a client; if it was work, somebody else is to do it."""
         for station in self.tiers.stations.values():
@@ -206,14 +215,18 @@ class L2:
         """A station has work: give it to the threads that wait."""
         takers = self._takers.get((station.name, lane))
         while takers:
-            work = self._take(station, takers[0])
+            taker = takers.popleft()
+            work = self._take(station, taker)
             if work is None:
+                takers.appendleft(taker)
                 return
-            self._answer(takers.popleft(), work)
+            self._answer(taker, work)
 
     def _answer(self, taker: Taker, work: m.Work) -> None:
         self._idle.pop(taker.owner.id, taker.call.call_id)
+        self.answered = taker.owner
         taker.call.answer(work)
+        self.answered = None
 
     def _client_gone(self, owner: Owner) -> None:
         for taker in self._idle.pop_all_of(owner.id):
@@ -227,6 +240,8 @@ class L2:
         for lookup in [lookup for lookup in self._lookups if now_s >= lookup.until_s]:
             self._lookups.pop(lookup.call.peer, lookup.call.call_id)
             lookup.call.answer(_reply(lookup.l1_chunks, lookup.known, lookup.pending))
+        for station in self.tiers.stations.values():
+            station.start_loads()  # if there was no lease for them
         self._attachments.tick(now_s)
         gone = [which for which in self._takers if which[0] not in self.tiers.stations]
         for which in gone:

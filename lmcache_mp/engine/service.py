@@ -165,7 +165,7 @@ class Service:
 
     def undeliverable(self, call: Call) -> None:
         """An answer that its caller did not take: what it granted ends."""
-        owner = self._clients.find(call)
+        owner = self._clients.find(call) or self._l2.answered
         if owner is None:
             return
         if call.call_id in owner.leases:
@@ -262,6 +262,7 @@ class Service:
             self.draining = True
             log.info("draining leases=%d", self.open_leases())
             self._serve_those_who_wait()
+            self._l2.drain()
 
     def open_leases(self) -> int:
         """Leases that a stop waits for."""

@@ -36,7 +36,6 @@ SMALLEST_STEP_BYTES = 64 << 10
 RECORDS_SHARE = 64
 ANSWER_S = 60.0
 """An engine that answers no sooner is ended by its supervisor."""
-NICENESS = 5  # the engines that already work come first
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     process.die_with_parent()
     configure(options.log_level, options.log_format, "populate")
-    os.nice(NICENESS)
+    process.give_way()
     try:
         with bus.Client(options.bus) as client:
             populate(client, options.segment, bytes.fromhex(options.l1_id), options.start)

@@ -97,12 +97,15 @@ class Reservations:
                     whole.append(slot)
             else:
                 self._abort_shard(slot, shard_bits(lease.shard))
+        arrived = [slot.key for slot in whole]
         if entry is not None:
             self._publish(entry, whole)
             if lease.shard != ALL_SHARDS:  # those come from L2
                 self._counters.stored_chunks += taken
                 self._counters.stored_bytes += taken * entry.namespace.shard_bytes
         self._ledger.end(owner, lease)
+        if self.on_ready is not None and entry is not None and arrived:
+            self.on_ready(entry, arrived)  # last of all: it may lease what has just arrived
         return taken
 
     def abort(self, lease: Lease) -> None:
@@ -193,8 +196,6 @@ class Reservations:
             slot.state = READY
             slot.writers = 0
             slot.committed = all_shards
-        if self.on_ready is not None and slots:
-            self.on_ready(entry, [slot.key for slot in slots])
         slots.reverse()
         self._allocator.used_now(slots)
 

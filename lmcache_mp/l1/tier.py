@@ -21,7 +21,7 @@ from lmcache_mp.errors import BadKeys
 from lmcache_mp.l1.allocator import Allocator
 from lmcache_mp.l1.counters import Counters
 from lmcache_mp.l1.index import Catalogue, Cleared, NamespaceEntry
-from lmcache_mp.l1.lease import Lease, LeaseKind, Owner
+from lmcache_mp.l1.lease import ALL_SHARDS, Lease, LeaseKind, Owner
 from lmcache_mp.l1.ledger import Ledger
 from lmcache_mp.l1.reservations import Reservations
 from lmcache_mp.l1.slot import DOOMED, INCOMPLETE, NOWHERE, READY, Slot
@@ -96,15 +96,24 @@ class L1:
         self.ledger.require_room(owner, lease_id, 0 if kind == LeaseKind.HOLD else len(slots))
         if not slots:
             return b""
-        idle: list[Slot] = []
-        for slot in slots:
-            if is_use and slot.mark:
-                idle.append(slot)
-            slot.users += 1
-        slots[0].slab.size_class.order.remove(idle)
+        self._use(slots, is_use=is_use)
         packed = array("I", [slot.address for slot in slots]).tobytes()
         self.ledger.grant(owner, lease_id, kind, slots, packed)
         return packed
+
+    def keep(self, owner: Owner, lease_id: int, slots: Sequence[Slot]) -> None:
+        """Add READY slots of one class to a hold without end, a new one if there is none yet.
+
+        For the server's own needs: no bound applies.
+        """
+        lease = owner.leases.get(lease_id)
+        if lease is None:
+            lease = self.ledger.grant(owner, lease_id, LeaseKind.HOLD, [], b"")
+            owner.holds += 1
+        if slots:
+            self._use(slots, is_use=True)
+            assert isinstance(lease.slots, list)
+            lease.slots.extend(slots)
 
     def hold(
         self, owner: Owner, lease_id: int, entry: NamespaceEntry, keys: bytes, until_s: float
@@ -167,7 +176,7 @@ class L1:
     def owner_died(self, owner: Owner, now_s: float) -> None:
         """The owner is proven gone: its reads end now, its stores after the device's grace."""
         for lease in list(owner.leases.values()):
-            if lease.kind == LeaseKind.WRITE:
+            if lease.kind == LeaseKind.WRITE and lease.shard != ALL_SHARDS:  # no device loads
                 self.dying.append((now_s + DEVICE_GRACE_S, owner, lease.id))
             else:
                 self._end(owner, lease)
@@ -238,6 +247,15 @@ class L1:
             holder = owners.get(owner_id)
             if holder is not None and lease_id in holder.leases:
                 self._end(holder, holder.leases[lease_id])
+
+    def _use(self, slots: Sequence[Slot], *, is_use: bool) -> None:
+        """One more lease on each; a prompt of no honest client has a slot twice."""
+        idle: dict[Slot, None] = {}
+        for slot in slots:
+            if is_use and slot.mark:
+                idle[slot] = None
+            slot.users += 1
+        slots[0].slab.size_class.order.remove(list(idle))
 
     def _unuse(self, slots: Sequence[Slot | None]) -> None:
         idle: list[Slot] = []

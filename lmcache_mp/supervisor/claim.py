@@ -72,10 +72,13 @@ def claim(config: Config) -> Iterator[Claim]:
         _await_engine_of_predecessor(run_dir, config.drain_s + PREDECESSOR_S)
         patience_s = PREDECESSOR_S if was_killed else 0.0
         with _listen(config.http_host, config.http_port, patience_s) as http_socket:
+            with contextlib.suppress(OSError):  # of a server that was killed
+                run_dir.l2_file.unlink(missing_ok=True)
             _save(config, run_dir)
             yield Claim(run_dir, http_socket)
         with contextlib.suppress(OSError):  # a file system that has become read-only
             run_dir.config_file.unlink(missing_ok=True)
+            run_dir.l2_file.unlink(missing_ok=True)
     finally:
         os.ftruncate(lock, 0)
         os.close(lock)

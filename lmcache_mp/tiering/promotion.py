@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from lmcache_mp.l1.index import NamespaceEntry
 from lmcache_mp.tiering.search import Located
+from lmcache_mp.tiering.station import Station
 
 if TYPE_CHECKING:
     from lmcache_mp.tiering.tiers import Tiers
 
 
-MAX_SEARCHES = 3
+MAX_SEARCHES = 8
 """A load that fails costs a question to those who have not failed, and not for ever."""
 
 
@@ -38,12 +39,18 @@ class Promotion:
         self._keys = keys
         self._then = then
         self._awaited: dict[bytes, int] = {}
-        """Keys that are being loaded, and where they stand in the prompt."""
-        self._kept: list[int] = []
+        """Keys that are being loaded and waited for, and where they stand in the prompt."""
+        self._givers: dict[bytes, Station] = {}
+        """From whom keys are being loaded, also those not waited for any more."""
+        self._failed: set[tuple[Station, bytes]] = set()
+        """Who has failed to give what: it is not asked for that again."""
+        self._hold = tiers.new_hold()
         self._complete = False
-        """All loads have been asked for."""
-        self._failed_at: int | None = None
-        """Where the first load failed; another adapter may have the chunk."""
+        """All loads that there was room for have been asked for."""
+        self._resume_at: int | None = None
+        """Where to look again once those have ended: a load failed, or was one too many."""
+        self._has_failed = False
+        """A load has, since the last search."""
         self._searches_left = MAX_SEARCHES
         self.over = False
 
@@ -57,20 +64,26 @@ class Promotion:
         """The caller gets what is here now. Once."""
         if not self.over:
             self.over = True
-            self._then()
-            self._tiers.let_go(self._kept)
+            try:
+                self._then()
+            finally:
+                self._tiers.let_go(self._hold)
 
     def cancel(self) -> None:
         """The caller does not want it any more."""
         if not self.over:
             self.over = True
-            self._tiers.let_go(self._kept)
+            self._tiers.let_go(self._hold)
 
     def _search(self, begin: int) -> None:
         """Look for the keys from `begin` on."""
-        self._searches_left -= 1
-        self._complete, self._failed_at = False, None
-        self._tiers.search(self._entry, self._keys[begin:], lambda found: self._found(begin, found))
+        self._complete, self._resume_at = False, None
+        self._tiers.search(
+            self._entry,
+            self._keys[begin:],
+            lambda found: self._found(begin, found),
+            self._failed,
+        )
 
     def _found(self, begin: int, located: Located) -> None:
         if self.over:
@@ -79,10 +92,15 @@ class Promotion:
         for position, (key, station) in enumerate(located, begin):
             if key in self._entry.ready:
                 self._keep((key,))
-            elif station is None or not self._tiers.load(self._entry, key, station, self._arrived):
+            elif station is None:
+                break
+            elif not self._tiers.load(self._entry, key, station, self._arrived):
+                if self._awaited:  # the queue is full, partly with ours
+                    self._resume_at = position
                 break
             else:
                 self._awaited[key] = position
+                self._givers[key] = station
                 if station not in stations:
                     stations.append(station)
         self._complete = True
@@ -91,23 +109,29 @@ class Promotion:
         self._end_if_complete()
 
     def _arrived(self, key: bytes, is_here: bool) -> None:
+        giver = self._givers.pop(key, None)
+        if not is_here and giver is not None:
+            self._failed.add((giver, key))
         position = self._awaited.pop(key, None)
         if self.over or position is None:
             return
         if is_here:
             self._keep((key,))
-        else:  # what comes after it is of no use
+        else:  # what comes after it is of no use yet
             self._awaited = {k: at for k, at in self._awaited.items() if at < position}
-            self._failed_at = position
+            self._resume_at = position
+            self._has_failed = True
         self._end_if_complete()
 
     def _end_if_complete(self) -> None:
-        if not self._complete or self._awaited:
+        if self.over or not self._complete or self._awaited:
             return
-        if self._failed_at is not None and self._searches_left:
-            self._search(self._failed_at)
+        self._searches_left -= self._has_failed
+        self._has_failed = False
+        if self._resume_at is not None and self._searches_left:
+            self._search(self._resume_at)
         else:
             self.end()
 
     def _keep(self, keys: Sequence[bytes]) -> None:
-        self._kept += self._tiers.keep(self._entry, keys)
+        self._tiers.keep(self._hold, self._entry, keys)

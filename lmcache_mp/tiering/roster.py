@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -47,20 +46,15 @@ def save(run_dir: RunDir, roster: Roster) -> None:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:
         file.write(msgspec.json.encode({name: spec.mapping for name, spec in roster.items()}))
-    draft.replace(path_of(run_dir))
+    draft.replace(run_dir.l2_file)
 
 
 def load(run_dir: RunDir) -> Roster | None:
     """What `save` wrote; None if nobody has. Raises `BadAdapter` if it cannot be read."""
     try:
-        written = msgspec.json.decode(path_of(run_dir).read_bytes(), type=dict[str, dict[str, Any]])
+        written = msgspec.json.decode(run_dir.l2_file.read_bytes(), type=dict[str, dict[str, Any]])
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as fault:
-        raise BadAdapter(f"{path_of(run_dir)}: {fault}") from None
+        raise BadAdapter(f"{run_dir.l2_file}: {fault}") from None
     return {name: AdapterSpec(mapping) for name, mapping in written.items()}
-
-
-def path_of(run_dir: RunDir) -> Path:
-    """Where it is."""
-    return run_dir.path / "l2.json"

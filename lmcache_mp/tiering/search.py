@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from lmcache_mp.l1.index import NamespaceEntry
 from lmcache_mp.tiering.jobs import Ask
@@ -26,11 +26,14 @@ class Search:
         entry: NamespaceEntry,
         keys: Sequence[bytes],
         then: Callable[[Located], None],
+        without: Container[tuple[Station, bytes]] = (),
     ) -> None:
+        """`without`: who has failed to give which key already."""
         self._stations = stations
         self._entry = entry
         self._keys = keys
         self._then = then
+        self._without = without
         self._at = 0
         """So many of the keys are located."""
         self._located: Located = []
@@ -46,7 +49,7 @@ class Search:
             if key in self._entry.ready:
                 self._window[key] = None
             else:
-                station = next((s for s in self._stations if s.is_open and key in s.known), None)
+                station = next((s for s in self._stations if self._may_have(s, key)), None)
                 if station is not None:
                     self._window[key] = station
         self._ask(window)
@@ -58,6 +61,10 @@ class Search:
             return
         station = self._stations[self._next]
         self._next += 1
+        missing = [key for key in missing if (station, key) not in self._without]
+        if not missing:
+            self._ask(window)
+            return
 
         def learn(outcomes: bytes | None) -> None:
             if outcomes is not None:
@@ -71,6 +78,9 @@ class Search:
 
         station.counters.lookup_chunks += len(missing)
         station.ask(Ask(Verb.LOOKUP, self._entry, missing, learn))
+
+    def _may_have(self, station: Station, key: bytes) -> bool:
+        return station.is_open and key in station.known and (station, key) not in self._without
 
     def _end_window(self, window: Sequence[bytes]) -> None:
         for key in window:

@@ -10,6 +10,7 @@ import enum
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from lmcache_mp.errors import LimitReached
 from lmcache_mp.l1.index import NamespaceEntry
 from lmcache_mp.l1.lease import ALL_SHARDS, LeaseKind, Owner
 from lmcache_mp.l1.slot import Slot
@@ -31,6 +32,9 @@ class State(enum.StrEnum):
     FAILING = "failing"
     DETACHING = "detaching"
 
+
+MAX_ASKS = 256
+"""Questions that wait for an adapter; those who ask more are answered that nobody can say."""
 
 OnWork = Callable[["Station", Lane], None]
 
@@ -91,7 +95,7 @@ class Station:
 
     def ask(self, ask: Ask) -> None:
         """Ask its worker; at once without an answer if it is not open."""
-        if not self.is_open:
+        if not self.is_open or len(self._asks) >= MAX_ASKS:
             ask.then(None)
             return
         self._asks.append(ask)
@@ -157,14 +161,21 @@ class Station:
     def close(self) -> None:
         """It is gone: nobody is to wait for it."""
         self.state = State.DETACHING
+        taken, self._taken = self._taken, {}
+        for work_ in taken.values():
+            self._settle(work_, None)
         self._drop_queues()
 
     def take(
         self, lane: Lane, owner: Owner, work_id: int, max_chunks: int, max_bytes: int, now_s: float
     ) -> Work | None:
-        """The next piece of work, leased to the worker; None if there is none."""
+        """The next piece of work, leased to the worker; None if there is none, or no lease."""
         if lane == Lane.ASK:
             return self._take_ask(owner, work_id)
+        try:
+            self._l1.ledger.require_room(owner, work_id, max_chunks)
+        except LimitReached:  # when leases are back it is asked for again
+            return None
         if lane == Lane.LOAD:
             return self._take_loads(owner, work_id, max_chunks, max_bytes, now_s)
         return self._take_cascades(owner, work_id, max_chunks, max_bytes)

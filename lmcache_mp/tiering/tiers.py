@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from lmcache_mp.errors import NoSuchAdapter
 from lmcache_mp.l1.index import NamespaceEntry
-from lmcache_mp.l1.lease import LeaseKind, Owner
+from lmcache_mp.l1.lease import Owner
 from lmcache_mp.l1.slot import READY, Slot
 from lmcache_mp.l1.tier import L1
 from lmcache_mp.tiering.jobs import Ask, Load
@@ -28,6 +28,7 @@ RESERVE_SHARE = 1 / 8
 """Of a size class's chunks: so many of those to be evicted next are cascaded ahead of it, to
 adapters that take what is evicted."""
 MAX_RESERVE = 4096
+COLDEST_EVERY_S = 0.5
 
 
 class Tiers:
@@ -46,6 +47,7 @@ class Tiers:
         """First keys of what adapters are just being asked about for nobody in particular."""
         self._absent = Known(8192)
         self._absent_until_s = 0.0
+        self._look_at_coldest_s = 0.0
         self._source: Station | None = None
         """Where the chunks come from that are just being published."""
 
@@ -103,9 +105,11 @@ class Tiers:
 
     # --- reading ---
 
-    def further(self, entry: NamespaceEntry, keys: Sequence[bytes]) -> tuple[Located, int]:
+    def further(
+        self, entry: NamespaceEntry, keys: Sequence[bytes], *, ask: bool
+    ) -> tuple[Located, int]:
         """Who has the keys that follow L1's part, as far as is known, and how many nobody has been
-        asked about; those are asked about now.
+        asked about; with `ask` those are asked about now.
         """
         stations = self.asked
         known: Located = []
@@ -118,22 +122,26 @@ class Tiers:
         if not rest or not stations or rest[0] in self._absent:
             return known, 0
         first = rest[0]
-        if first not in self._searched:
+        if ask and first not in self._searched:
             self._searched.add(first)
             self.search(entry, rest, lambda _: self._searched.discard(first))
         return known, 0 if first in self._absent else len(rest)
 
     def search(
-        self, entry: NamespaceEntry, keys: Sequence[bytes], then: Callable[[Located], None]
+        self,
+        entry: NamespaceEntry,
+        keys: Sequence[bytes],
+        then: Callable[[Located], None],
+        without: Container[tuple[Station, bytes]] = (),
     ) -> None:
-        """Ask the adapters how far they have the keys."""
+        """Ask the adapters how far they have the keys; those `without` one are not asked for it."""
 
         def found(located: Located) -> None:
             if len(located) < len(keys):
                 self._absent.add((keys[len(located)],))
             then(located)
 
-        Search(self.asked, entry, keys, found).start()
+        Search(self.asked, entry, keys, found, without).start()
 
     def promote(
         self, entry: NamespaceEntry, keys: Sequence[bytes], until_s: float, then: Callable[[], None]
@@ -166,21 +174,20 @@ class Tiers:
         load.waiters.append(waiter)
         return True
 
-    def keep(self, entry: NamespaceEntry, keys: Sequence[bytes]) -> list[int]:
-        """Keep chunks from eviction; the ids to let go of them by."""
-        slots = [slot for key in keys if (slot := entry.ready.get(key)) is not None]
-        if not slots:
-            return []
-        lease_id = next(self._keeping)
-        self._l1.lease(self._keeper, lease_id, LeaseKind.HOLD, list(dict.fromkeys(slots)))
-        self._keeper.holds += 1
-        return [lease_id]
+    def new_hold(self) -> int:
+        """The id of a hold that `keep` adds to and `let_go` ends."""
+        hold = next(self._keeping)
+        self._l1.keep(self._keeper, hold, ())
+        return hold
 
-    def let_go(self, lease_ids: list[int]) -> None:
+    def keep(self, hold: int, entry: NamespaceEntry, keys: Sequence[bytes]) -> None:
+        """Keep chunks from eviction, those of them that are here."""
+        slots = [slot for key in keys if (slot := entry.ready.get(key)) is not None]
+        self._l1.keep(self._keeper, hold, slots)
+
+    def let_go(self, hold: int) -> None:
         """What was kept may be evicted."""
-        for lease_id in lease_ids:
-            self._l1.release(self._keeper, lease_id)
-        lease_ids.clear()
+        self._l1.release(self._keeper, hold)
 
     # --- dropping ---
 
@@ -206,8 +213,10 @@ class Tiers:
         for station in self.stations.values():
             if station.missing is not None:
                 self._offer_some(station, station.missing)
-            if station.spec.common.cascade == "evict" and station.is_open:
+            if station.spec.common.cascade == "evict" and now_s >= self._look_at_coldest_s:
                 self._offer_the_coldest(station)
+        if now_s >= self._look_at_coldest_s:
+            self._look_at_coldest_s = now_s + COLDEST_EVERY_S
 
     # --- inside ---
 
@@ -228,21 +237,24 @@ class Tiers:
         if not station.is_open or station.backlog.room_bytes < station.spec.common.queue // 2:
             return
         by_entry: dict[NamespaceEntry, list[bytes]] = {}
-        looked_at = 0
-        for slot in itertools.islice(slots, OFFERED_AT_ONCE):
-            looked_at += 1
+        room_bytes = station.backlog.room_bytes - station.spec.common.queue // 2
+        for _ in range(OFFERED_AT_ONCE):
+            if (slot := next(slots, None)) is None:
+                station.missing = None
+                break
             here = slot.state == READY and slot.index is slot.namespace.ready  # not cleared
             if here and slot.key not in station.known:
                 by_entry.setdefault(slot.namespace, []).append(slot.key)
+                room_bytes -= slot.namespace.namespace.chunk_bytes
+            if room_bytes <= 0:
+                break
         for entry, keys in by_entry.items():
             station.cascade(entry, keys)
-        if looked_at < OFFERED_AT_ONCE:
-            station.missing = None
 
     def _offer_the_coldest(self, station: Station) -> None:
         """Queue the chunks that are to be evicted next, once L1 is nearly full."""
         allocator = self._l1.allocator
-        if not allocator.nearly_full:
+        if not (allocator.nearly_full and station.is_open):
             return
         for size_class in allocator.classes.values():
             reserve = min(int(len(size_class.order) * RESERVE_SHARE) + 1, MAX_RESERVE)

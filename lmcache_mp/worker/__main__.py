@@ -1,7 +1,7 @@
 """An adapter's process: `python -m lmcache_mp.worker --run-dir DIR --adapter NAME`.
 
 Exit codes: 0 after a clean stop; 3 if the adapter held an object longer than its deadline, for the
-thread that is in it can only be ended with the process.
+thread that is in it can only be ended with the process; 4 if a thread ended by itself.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from lmcache_mp.worker.objects import Objects
 
 log = log_setup.init_logger("lmcache_mp.worker")
 
-NICENESS = 5
-"""The engine goes first."""
 EXIT_HANGS = 3
+EXIT_CRIPPLED = 4
 EXIT_MISCONFIGURED = 2
 LOOK_EVERY_S = 0.2
 REPORT_EVERY_S = 1.0
 REPORT_TIMEOUT_S = 5.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 15.0
+WELL_AFTER_S = 10.0
+"""Used that long, an adapter has left its earlier failures behind."""
 STOP_S = 3.0
 """How long threads may finish the object in hand at a stop."""
 
@@ -66,7 +67,7 @@ def main() -> None:
     except KeyError:
         log.info("there is no adapter %s any more", options.adapter)
         return
-    os.nice(NICENESS)
+    process.give_way()
     worker = Worker(options.adapter, spec, run_dir)
     signal.signal(signal.SIGTERM, lambda *_: worker.stop())
     signal.signal(signal.SIGINT, lambda *_: worker.stop())
@@ -89,6 +90,8 @@ class Worker:
         self._report_at_s = 0.0
         self._try_at_s = 0.0
         self._trying_since_s: float | None = None
+        self._used_since_s: float | None = None
+        """Since when the adapter is used, if it is."""
         self._pause_s = FIRST_PAUSE_S
 
     def stop(self) -> None:
@@ -99,6 +102,8 @@ class Worker:
         """Until stopped, or not wanted any more."""
         while not self._stopping.is_set():
             now_s = time.monotonic()
+            if self._used_since_s is not None and not self._health.usable.is_set():
+                self._rest()
             if not self._health.usable.is_set() and now_s >= self._try_at_s:
                 self._start_try(now_s)
             self._report(now_s)
@@ -106,6 +111,7 @@ class Worker:
             self._health.log.look(now_s)
             if any(thread.not_wanted for thread in self._threads):
                 break
+            self._end_if_crippled()
             self._stopping.wait(LOOK_EVERY_S)
         self._end()
 
@@ -126,13 +132,22 @@ class Worker:
                 self._adapter.lookup((os.urandom(32),))
         except Exception as fault:  # whatever an adapter raises, it cannot be used
             self._health.leave_alone(fault)
-            self._try_at_s = time.monotonic() + self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311  # a fleet does not knock at once
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._rest()
         else:
-            self._pause_s = FIRST_PAUSE_S
+            self._used_since_s = time.monotonic()
             self._health.use()
         finally:
             self._trying_since_s = None
+
+    def _rest(self) -> None:
+        """Leave the adapter alone for a while, for longer if it has not been well in between."""
+        now_s = time.monotonic()
+        if self._used_since_s is not None and now_s - self._used_since_s > WELL_AFTER_S:
+            self._pause_s = FIRST_PAUSE_S
+        self._used_since_s = None
+        pause_s = self._pause_s * random.uniform(0.5, 1.0)  # noqa: S311  # a fleet spreads out
+        self._try_at_s = now_s + pause_s
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
 
     def _start_threads(self, adapter: AnyAdapter) -> None:
         common = self._spec.common
@@ -140,8 +155,8 @@ class Worker:
         for lane in lanes:
             objects = Objects(adapter, self._health, common.retries)
             thread = LaneThread(self._name, lane, self._session, objects, self._health)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # in this order: the main thread ends if one is not alive
 
     def _report(self, now_s: float) -> None:
         state = (self._health.usable.is_set(), self._health.error)
@@ -174,7 +189,8 @@ class Worker:
             for name, value in asdict(thread.objects.figures).items():
                 figures[name] = figures.get(name, 0) + value
         if self._adapter is not None:
-            figures |= self._adapter.figures()
+            with contextlib.suppress(Exception):  # numbers of a third party's are not worth more
+                figures |= self._adapter.figures()
         return figures
 
     def _end_if_hanging(self, now_s: float) -> None:
@@ -184,6 +200,13 @@ class Worker:
             if since_s is not None and now_s - since_s > limit_s:
                 log.error("%s takes more than %g s: ending this process", name, limit_s)
                 os._exit(EXIT_HANGS)
+
+    def _end_if_crippled(self) -> None:
+        """A thread that met what nobody expected is gone, with what it had taken."""
+        for thread in self._threads:
+            if not thread.is_alive():
+                log.error("%s has ended: ending this process, to be started again", thread.name)
+                os._exit(EXIT_CRIPPLED)
 
     def _end(self) -> None:
         for thread in self._threads:

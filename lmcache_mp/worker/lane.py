@@ -24,8 +24,8 @@ log = init_logger(__name__)
 MAX_BYTES = 64 << 20
 """Of one piece of work, unless a single chunk is larger: what one thread leases at a time."""
 MAX_CHUNKS = 32
-PATIENCE_S = 3600.0
-"""How long a thread waits for work on one call."""
+PATIENCE_S = 20 * 86400.0
+"""How long a thread waits for work on one call: as good as for ever; poll(2) takes 24 days."""
 PAUSE_S = 0.1
 
 
@@ -72,11 +72,20 @@ class LaneThread(threading.Thread):
         work_id = self._session.new_lease_id()
         try:
             request = TakeWork(self._adapter, self._lane, chunks, MAX_BYTES)
-            work = link.client.start(request, work_id).result(PATIENCE_S)
+            work = self._work(link, request, work_id)
             outcomes = self._outcomes(link, work)
             self._say_done(WorkDone(self._adapter, work_id, outcomes))
         finally:
             self._session.held.discard(work_id)
+
+    def _work(self, link: Link, request: TakeWork, work_id: int) -> Work:
+        try:
+            return link.client.start(request, work_id).result(PATIENCE_S)
+        except bus.CallError:
+            raise
+        except bus.BusError:
+            self._session.owe(work_id)  # it may have been given to us
+            raise
 
     def _say_done(self, message: WorkDone) -> None:
         """To the engine that gave the work, or its successor, which knows it by its lease."""

@@ -16,7 +16,7 @@ from lmcache_mp.errors import CannotAttach, NoSuchAdapter
 from lmcache_mp.tiering.messages import L2Attach, L2Clear, L2Detach
 from tests.l2.world import CHUNKS, Node, namespace, node, prompt, retrieve, store
 from tests.waiting import wait_until
-from tests.world import EngineProcess
+from tests.world import NAMESPACE, EngineProcess
 
 MEMORY = {"type": "memory"}
 Start = Callable[..., EngineProcess]
@@ -157,12 +157,77 @@ def test_adapters_are_asked_in_their_order_and_the_first_learns_what_the_second_
         store(client, keys)
         running.wait_cascaded(CHUNKS, "near")
         running.wait_cascaded(CHUNKS, "far")
-        running.end_worker("near", signal.SIGKILL)  # and its memory with it
-        running.start_worker("near")
         leave_l1(running)
-        running.wait_cascaded(CHUNKS, "near")
+        running.end_worker("near", signal.SIGKILL)  # and its memory with it
+        wait_until(lambda: running.l2("near").state == "starting")
+        running.start_worker("near")
         assert retrieve(client, keys) == CHUNKS
-        wait_until(lambda: client.lookup(keys).l1_chunks == CHUNKS)
+        running.wait_cascaded(2 * CHUNKS, "near")
+        leave_l1(running)
+        running.end_worker("far")
+        assert retrieve(client, keys) == CHUNKS
+
+
+def test_what_one_adapter_fails_to_give_another_is_asked_for(start_engine: Start) -> None:
+    broken = {
+        "type": "fault", "of": MEMORY, "name": "broken", "verbs": ["load"], "error_rate": 1.0,
+        "retries": 0,
+    }  # fmt: skip
+    with node(start_engine, broken, MEMORY) as running, running.engine.client() as client:
+        keys = prompt(client, 1, chunks=3)
+        store(client, keys)
+        running.wait_cascaded(3, "broken")
+        running.wait_cascaded(3)
+        leave_l1(running)
+        assert retrieve(client, keys) == 3
+
+
+def test_a_prompt_that_is_larger_than_the_queue_is_brought_back_whole(start_engine: Start) -> None:
+    small = {**MEMORY, "queue": 4 * NAMESPACE.chunk_bytes}
+    with node(start_engine, small) as running, running.engine.client() as client:
+        keys = prompt(client, 1, chunks=20)
+        for chunks in range(2, 21, 2):
+            store(client, keys.first(chunks))
+            running.wait_cascaded(chunks)
+        leave_l1(running)
+        assert retrieve(client, keys) == 20
+
+
+def test_what_does_not_fit_into_the_queue_at_once_is_offered_bit_by_bit(
+    start_engine: Start,
+) -> None:
+    small = {**MEMORY, "queue": 4 * NAMESPACE.chunk_bytes}
+    with node(start_engine) as running, running.engine.client() as client:
+        keys = prompt(client, 1, chunks=40)
+        store(client, keys)
+        attached = threading.Thread(target=lambda: attach(running, small))
+        attached.start()
+        wait_until(lambda: bool(running.engine.status().l2))
+        running.start_worker("memory")
+        attached.join()
+        running.wait_cascaded(40)
+        assert running.l2("memory").counters.cascade_dropped_chunks == 0
+
+
+def test_a_detached_adapter_that_hangs_leaves_nobody_waiting(start_engine: Start) -> None:
+    hanging = {
+        "type": "fault", "of": MEMORY, "name": "hanging", "verbs": ["load"], "hang_rate": 1.0,
+        "hang_until": "never",
+    }  # fmt: skip
+    with node(start_engine, hanging, MEMORY) as running, running.engine.client() as client:
+        keys = prompt(client, 1)
+        store(client, keys)
+        running.wait_cascaded(CHUNKS, "hanging")
+        running.wait_cascaded(CHUNKS)
+        leave_l1(running)
+        counts: list[int] = []
+        caller = threading.Thread(target=lambda: counts.append(retrieve(client, keys)))
+        caller.start()
+        wait_until(lambda: running.engine.status().l1.incomplete_chunks > 0)
+        running.engine.call(L2Detach(name="hanging", drain_s=0))
+        running.end_worker("hanging", signal.SIGKILL)  # as the supervisor does
+        caller.join()
+        wait_until(lambda: retrieve(client, keys) == CHUNKS)
 
 
 def test_what_was_in_l1_before_an_adapter_is_cascaded_to_it(start_engine: Start) -> None:
@@ -345,3 +410,20 @@ def test_adapters_are_cleared_and_detached(start_engine: Start) -> None:
         assert running.workers["memory"].wait(timeout=10) == 0
         with pytest.raises(NoSuchAdapter, match="attached are none"):
             running.engine.call(L2Clear(name="memory"))
+
+
+def test_a_chunk_that_somebody_is_storing_holds_up_no_other_load(start_engine: Start) -> None:
+    with (
+        node(start_engine, MEMORY) as running,
+        running.engine.client() as client,
+        running.engine.client() as other,
+    ):
+        keys = prompt(client, 1)
+        store(client, keys)
+        running.wait_cascaded(CHUNKS)
+        leave_l1(running)
+        writing = other.begin_store(keys.first(1))
+        for _ in range(3):
+            assert retrieve(client, keys) == 0
+        writing.abort()
+        assert retrieve(client, keys) == CHUNKS

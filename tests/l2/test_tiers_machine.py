@@ -118,7 +118,7 @@ class TiersMachine(RuleBasedStateMachine):
     def lookup(self, space: int, prompt: tuple[int, int]) -> None:
         entry, keys = self.entries[space], prompt_keys(*prompt)
         rest = split_keys(keys)[self.l1.lookup(entry, keys) :]
-        located, pending = self.tiers.further(entry, rest)
+        located, pending = self.tiers.further(entry, rest, ask=True)
         assert len(located) + pending <= len(rest)
 
     @rule(space=some_space, prompt=st.sampled_from(PROMPTS[:1]))
@@ -302,3 +302,21 @@ def test_what_a_promotion_has_is_kept_until_it_is_answered() -> None:
     tiers.tick(10.0)
     assert promotion.over
     assert answers == [1]
+
+
+def test_a_commit_stands_though_no_lease_is_left_for_its_cascade() -> None:
+    l1 = new_l1(4)
+    worker, client = l1.ledger.owner(b"worker".ljust(16)), l1.ledger.owner(b"client".ljust(16))
+    taken: list[Work | None] = []
+
+    def feed(station: Station, lane: Lane) -> None:
+        taken.append(station.take(lane, worker, 1, 8, 1 << 20, 0.0))
+
+    tiers = Tiers(l1, feed)
+    tiers.add("far", AdapterSpec({"type": "memory"})).reported(worker, 1, None)
+    entry = l1.namespaces.register(NAMESPACES[0])
+    l1.prepare_store(client, 1, entry, prompt_keys(0, 4), 0, b"", 0.0)
+    l1.ledger.max_leases = 0
+    assert l1.commit_store(client, 1, None, 0.0) == 4
+    assert taken == [None]
+    assert check(l1) == []
