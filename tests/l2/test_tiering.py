@@ -426,4 +426,4 @@ def test_a_chunk_that_somebody_is_storing_holds_up_no_other_load(start_engine: S
         for _ in range(3):
             assert retrieve(client, keys) == 0
         writing.abort()
-        assert retrieve(client, keys) == CHUNKS
+        wait_until(lambda: retrieve(client, keys) == CHUNKS)
