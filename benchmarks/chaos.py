@@ -103,7 +103,7 @@ def _over_a_death(
     leaks = leaks_when_quiet(server)
     faults += broken_invariants(server)
     before = status(server.run_dir)
-    old = EngineState.of(server, before.processes["engine"].pid)
+    old = EngineState.settled(server, before.processes["engine"].pid)
     if before.processes["http"].state != "running":
         faults.append(f"http is {before.processes['http'].state}")
     conductor.kill_engine()

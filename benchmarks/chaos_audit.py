@@ -6,6 +6,7 @@ Leaks and faults are sentences; none is good.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from benchmarks.server import status
 from lmcache_mp.messages import Check, StatusReport
 
 QUIET_TIMEOUT_S = 10.0
+STEADY_S = 2.0
 FEW_DESCRIPTORS = 2
 """A descriptor more or less says nothing."""
 MUCH_MEMORY_MB = 32.0
@@ -84,6 +86,8 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: int
     memory_mb: float
     """Of its own; mapped files of L1 are not counted."""
+    kinds: list[str]
+    """Of the descriptors, those of which the old one has more, and how many."""
 
     @classmethod
     def between(cls, old: EngineState, new: EngineState) -> Growth:
@@ -91,13 +95,17 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             descriptors=len(old.descriptors) - len(new.descriptors),
             memory_mb=round(old.memory_mb - new.memory_mb, 1),
+            kinds=[f"{n} x {kind}" for kind, n in (_kinds(old) - _kinds(new)).items()],
         )
 
     def leaks(self) -> list[str]:
         """What of it is too much."""
         found = []
         if self.descriptors > FEW_DESCRIPTORS:
-            found.append(f"the engine has {self.descriptors} more descriptors open than a new one")
+            found.append(
+                f"the engine has {self.descriptors} more descriptors open than a new one:"
+                f" {', '.join(self.kinds)}"
+            )
         if self.memory_mb > MUCH_MEMORY_MB:
             found.append(f"the engine has {self.memory_mb} MB more memory than a new one")
         return found
@@ -115,10 +123,27 @@ class EngineState:
         """Now."""
         return cls(server.descriptors(pid), private_mb(pid))
 
+    @classmethod
+    def settled(cls, server: ChaosServer, pid: int) -> EngineState:
+        """Once it loses no more descriptors: what has just ended it lets go of within seconds."""
+        deadline_s = time.monotonic() + QUIET_TIMEOUT_S
+        state, since_s = cls.of(server, pid), time.monotonic()
+        while time.monotonic() < min(deadline_s, since_s + STEADY_S):
+            time.sleep(0.1)
+            now = cls.of(server, pid)
+            if len(now.descriptors) < len(state.descriptors):
+                state, since_s = now, time.monotonic()
+        return state
+
     def watched(self, server: ChaosServer) -> list[str]:
         """Leaks: descriptors of clients' files, where there are no clients."""
         clients = str(server.run_dir.clients)
         return [f"the engine has open: {name}" for name in self.descriptors if clients in name]
+
+
+def _kinds(state: EngineState) -> Counter[str]:
+    """Descriptors by what they lead to; sockets by no more than that."""
+    return Counter(name.partition(":[")[0] for name in state.descriptors)
 
 
 def settled_growth(server: ChaosServer, old: EngineState, pid: int) -> Growth:
