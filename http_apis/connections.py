@@ -7,13 +7,14 @@ clock is needed, and who merely waits is cut off only when its place is wanted.
 
 from __future__ import annotations
 
-import resource
 from asyncio import Transport
 from dataclasses import dataclass
 from typing import cast
 
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+from lmcache_mp.process import raise_file_limit
 
 MOST_CONNECTIONS = 512
 LONGEST_BACKLOG = 1024
@@ -30,8 +31,7 @@ class Room:
     @classmethod
     def of_this_process(cls) -> Room:
         """Raise the limit on descriptors as far as it may be, and divide it."""
-        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        limit = raise_file_limit()
         return cls(min(MOST_CONNECTIONS, limit // 4), min(LONGEST_BACKLOG, limit // 8))
 
 

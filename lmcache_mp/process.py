@@ -52,6 +52,13 @@ def limit_memory(most_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, hard))
 
 
+def raise_file_limit() -> int:
+    """Have as many descriptors as we may, and our children with us; how many those are."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
+
+
 def give_way() -> None:
     """Run at a lower priority than the engine and the inference engines, which go first."""
     os.nice(NICENESS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from lmcache_mp.access import closed_to, group_id
 from lmcache_mp.config import Config
 from lmcache_mp.logging import init_logger
+from lmcache_mp.process import raise_file_limit
 from lmcache_mp.rundir import RunDir
 
 log = init_logger(__name__)
@@ -58,7 +58,7 @@ def claim(config: Config) -> Iterator[Claim]:
     run_dir.create(group)
     if group is not None:
         _warn_if_out_of_reach(config, run_dir, group)
-    _raise_file_limit()
+    raise_file_limit()
     previous = run_dir.lock_holder("supervisor")
     try:
         lock = run_dir.lock("supervisor")
@@ -103,12 +103,6 @@ def _warn_if_out_of_reach(config: Config, run_dir: RunDir, group: int) -> None:
                 path,
                 closed,
             )
-
-
-def _raise_file_limit() -> None:
-    """A connection costs a descriptor: have as many as we may, and our children with us."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _await_engine_of_predecessor(run_dir: RunDir, patience_s: float) -> None:

@@ -44,7 +44,8 @@ class Promotion:
         """From whom keys are being loaded, also those not waited for any more."""
         self._failed: set[tuple[Station, bytes]] = set()
         """Who has failed to give what: it is not asked for that again."""
-        self._hold = tiers.new_hold()
+        self._hold = 0
+        """Keeps what has arrived; there is none before the start."""
         self._complete = False
         """All loads that there was room for have been asked for."""
         self._resume_at: int | None = None
@@ -56,6 +57,7 @@ class Promotion:
 
     def start(self) -> None:
         """Begin; may be over at once."""
+        self._hold = self._tiers.new_hold()
         here = len(self._entry.prefix(tuple(self._keys)))
         self._keep(self._keys[:here])
         self._search(here)
